@@ -1,0 +1,42 @@
+#!/bin/sh
+# examples.sh FOLDER   runs the examples that were built in FOLDER and looks at what they print
+bin=$(cd "$1" && pwd) passed=0 failed=0 here=$(pwd)
+work=$(mktemp -d) && cd "$work" || exit 1
+
+# says NAME PATTERN: the output of the last program has a line that matches
+says() {
+    if grep -Eq "$2" printed; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "$1: no line matches '$2':"; tail -n 5 printed; fi
+}
+# run NAME ARGUMENTS...: must end well, with nothing on stderr
+run() {
+    name=$1; shift
+    if "$bin/$name" "$@" > printed 2> err && [ ! -s err ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "$name failed: $(head -n 3 err)"; fi
+}
+
+run tensors
+says tensors 'step 100 .*w = \( *2\.000, *-3\.000\)'
+run own_model
+says own_model 'step 150 .*accuracy (9[5-9]|100)\.'
+says own_model '^[.#]{60}$'
+run plan
+says plan 'gpt2: 124\.4 million'
+says plan 'gpt2-xl: 1557\.6 million'
+run plan "$here/goldens/train/model/config.json"
+says plan 'train, checkpointing'
+
+# a story with few steps: what it writes is no story yet, but everything runs
+if "$bin/story" "" 40 > printed 2> err; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "story failed: $(tail -n 1 err)"; fi
+says story 'million parameters'
+says story '^--- 3 ---'
+says story 'Greta was a shy owl'
+run talk out/story "Once upon a time"
+says talk '^Once upon a time'
+run game_loop out/story "Once upon a time"
+says game_loop '^Once upon a time'
+cp printed once
+run game_loop out/story "Once upon a time"
+if cmp -s printed once; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "game_loop: two runs differ"; fi
+
+cd "$here" && rm -rf "$work"
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]

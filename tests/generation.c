@@ -1,0 +1,615 @@
+/* Generation against transformers: greedy and beam ids exactly, beam scores, and the probabilities that penalties and
+   warpers leave; and what a game needs of it: steps within a budget, savegames, whole characters, no memory per token. */
+#define TWINKLE_IMPLEMENTATION
+#include "twinkle.h"
+#include "golden.h"
+#include "counted.h"
+
+#define SMALL "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":32,\"n_head\":4,\"n_positions\":96,\"vocab_size\":300," \
+              "\"initializer_range\":0.3,\"eos_token_id\":7,\"bos_token_id\":5}"
+enum { ROOM = 128, PROMPT = 40 };
+
+static void small_prompt(int32_t *ids, int count) {
+    int i;
+    for (i = 0; i < count; i++) ids[i] = (i * 37 + 11) % 300;
+}
+static tw_generate_desc sampling(int64_t tokens) {
+    tw_generate_desc how;
+    memset(&how, 0, sizeof how);
+    how.max_new_tokens = tokens;
+    how.do_sample = true;
+    how.temperature = 1.3f;
+    how.top_p = 0.95f;
+    how.top_k = -1;
+    how.seed = 99;
+    how.eos_count = -1;
+    return how;
+}
+static tw_generate_desc beams(int64_t tokens, int count) {
+    tw_generate_desc how;
+    memset(&how, 0, sizeof how);
+    how.max_new_tokens = tokens;
+    how.num_beams = count;
+    return how;
+}
+static bool same_ids(const int32_t *a, int64_t a_count, const int32_t *b, int64_t b_count) {
+    return a_count == b_count && a_count >= 0 && memcmp(a, b, (size_t)a_count * sizeof *a) == 0;
+}
+
+/* -- golden values --------------------------------------------------------------------------------------------------- */
+
+/* The keyword arguments of transformers' generate(). */
+static tw_generate_desc desc_of(const tw_json *args, int32_t eos[8]) {
+    tw_generate_desc how;
+    const tw_json *v;
+    memset(&how, 0, sizeof how);
+    how.max_new_tokens = tw_json_int(tw_json_get(args, "max_new_tokens"), 0);
+    how.min_new_tokens = tw_json_int(tw_json_get(args, "min_new_tokens"), 0);
+    how.do_sample = tw_json_bool(tw_json_get(args, "do_sample"), false);
+    how.temperature = (float)tw_json_number(tw_json_get(args, "temperature"), 0);
+    how.top_k = tw_json_int(tw_json_get(args, "top_k"), -1);
+    how.top_p = (float)tw_json_number(tw_json_get(args, "top_p"), 0);
+    how.min_p = (float)tw_json_number(tw_json_get(args, "min_p"), 0);
+    how.typical_p = (float)tw_json_number(tw_json_get(args, "typical_p"), 0);
+    how.repetition_penalty = (float)tw_json_number(tw_json_get(args, "repetition_penalty"), 0);
+    how.no_repeat_ngram_size = tw_json_int(tw_json_get(args, "no_repeat_ngram_size"), 0);
+    how.num_beams = (int)tw_json_int(tw_json_get(args, "num_beams"), 0);
+    if ((v = tw_json_get(args, "length_penalty")) != NULL) { how.length_penalty = (float)tw_json_number(v, 1); how.has_length_penalty = true; }
+    v = tw_json_get(args, "early_stopping");
+    how.early_stopping = tw_json_type(v) == TW_JSON_STRING ? 2 : tw_json_bool(v, false);
+    if ((v = tw_json_get(args, "eos_token_id")) != NULL) {
+        how.eos_count = tw_json_type(v) == TW_JSON_ARRAY ? (int)tw_json_count(v) : 1;
+        eos[0] = (int32_t)tw_json_int(v, -1);
+        if (tw_json_type(v) == TW_JSON_ARRAY) { int i; for (i = 0; i < how.eos_count && i < 8; i++) eos[i] = (int32_t)tw_json_int(tw_json_at(v, i), -1); }
+        how.eos_token_ids = eos;
+    }
+    return how;
+}
+static int64_t ids_of(const tw_json *list, int32_t ids[ROOM]) {
+    int64_t i, n = tw_json_count(list);
+    for (i = 0; i < n && i < ROOM; i++) ids[i] = (int32_t)tw_json_int(tw_json_at(list, i), -1);
+    return n;
+}
+
+/* Now every reading of the clock is a millisecond later: a budget of a few means a few pieces. */
+static int64_t slow_clock(void *user) { return *(int64_t *)user += 1000; }
+
+static void test_ids(void) {
+    int64_t clock = 0, i, b;
+    tw_desc desc;
+    tw_context *tw;
+    tw_model *model = NULL;
+    tw_json *cases;
+    char path[512], opened[512] = "";
+    memset(&desc, 0, sizeof desc);
+    desc.now = slow_clock;
+    desc.now_user = &clock;
+    tw = tw_create(&desc);
+    cases = tw_json_load(tw, GOLDENS "gpt2/generate.json");
+    CHECK(tw_json_count(cases) > 50, "%s", tw_error(tw));
+    for (i = 0; i < tw_json_count(cases); i++) {
+        const tw_json *c = tw_json_at(cases, i);
+        const char *name = tw_json_string(tw_json_get(c, "model"), "");
+        int32_t prompt[ROOM], want[ROOM], got[ROOM], eos[8];
+        const int32_t *ids;
+        int64_t count = ids_of(tw_json_get(c, "ids"), prompt), wanted = ids_of(tw_json_get(c, "expect"), want), n;
+        tw_generate_desc how = desc_of(tw_json_get(c, "args"), eos);
+        float score = -77;
+        tw_generation *g;
+        if (strcmp(name, opened) != 0) {
+            tw_model_free(model);
+            model = tw_from_pretrained(tw, golden_path(path, ".", name, ""));
+            snprintf(opened, sizeof opened, "%s", name);
+        }
+        n = tw_generate_ids(model, prompt, count, &how, got, ROOM, &score);
+        CHECK(same_ids(got, n, want, wanted), "case %d: %ld ids, %ld wanted: %s", (int)i, (long)n, (long)wanted, tw_error(tw));
+        if (tw_json_get(c, "score")) CHECK(fabs((double)score - tw_json_number(tw_json_get(c, "score"), 0)) < 1e-4, "case %d: score %g", (int)i, (double)score);
+        for (b = 0; b < 2; b++) {                          /* in slices: one token at a time, and by the clock */
+            g = tw_generation_begin_ids(model, prompt, count, &how);
+            while (tw_generation_step(g, b ? 3000 : 0) == TW_MORE) continue;
+            n = tw_generation_ids(g, &ids);
+            CHECK(same_ids(ids, n, want, wanted), "case %d in steps: %s", (int)i, tw_error(tw));
+            tw_generation_end(g);
+        }
+    }
+    tw_json_free(cases);
+    tw_destroy(tw);
+}
+
+static void test_warpers(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_json *cases = tw_json_load(tw, GOLDENS "warpers.json");
+    tw_weights *file = tw_open_weights(tw, GOLDENS "warpers.safetensors");
+    double worst = 0;
+    int64_t i;
+    CHECK(file && tw_json_count(cases) > 20, "%s", tw_error(tw));
+    for (i = 0; file && i < tw_json_count(cases); i++) {
+        const tw_json *c = tw_json_at(cases, i);
+        const char *name = tw_json_string(tw_json_get(c, "name"), "");
+        char full[100];
+        const tw_weight *logits, *want;
+        float row[512], got[512];
+        int32_t ids[ROOM], eos[8];
+        int64_t count = ids_of(tw_json_get(c, "ids"), ids), vocab;
+        tw_generate_desc how = desc_of(tw_json_get(c, "args"), eos);
+        double off;
+        snprintf(full, sizeof full, "%s.logits", name);
+        logits = tw_weights_find(file, full);
+        snprintf(full, sizeof full, "%s.probabilities", name);
+        want = tw_weights_find(file, full);
+        if (!logits || !want || logits->bytes > sizeof row) { CHECK(false, "%s is missing", name); continue; }
+        vocab = (int64_t)(logits->bytes / sizeof(float));
+        memcpy(row, logits->data, logits->bytes);
+        CHECK(tw_warp_logits(tw, row, vocab, ids, count, &how, got), "%s: %s", name, tw_error(tw));
+        off = golden_error(got, vocab, want, NULL, 0, 1);   /* relative to 1 */
+        CHECK(off <= 1e-6, "%s: off by %g", name, off);
+        if (off > worst) worst = off;
+    }
+    printf("warpers: off by %.1e at most\n", worst);
+    tw_json_free(cases);
+    tw_close_weights(file);
+    tw_destroy(tw);
+}
+
+/* Warpers by their definition, a sort and all, on larger rows and rows of ties: the same tokens are left. */
+static int by_falling(const void *a, const void *b) { float x = *(const float *)a, y = *(const float *)b; return x < y ? 1 : x > y ? -1 : 0; }
+static void test_selection(void) {
+    enum { V = 3000 };
+    static float row[V], logits[V], got[V], sorted[V];
+    tw_context *tw = tw_create(NULL);
+    tw_generate_desc how;
+    int round, i;
+    for (round = 0; round < 40; round++) {
+        int k = 1 + (int)(check_random() % 200), left = 0, wanted = 0;
+        double total = 0, sum = 0, p = 0.05 + 0.9 * (double)(check_random() % 1000) / 1000.0;
+        for (i = 0; i < V; i++) row[i] = round % 3 ? 6 * check_uniform() : (float)(check_random() % 7);
+        memcpy(sorted, row, sizeof row);
+        qsort(sorted, V, sizeof *sorted, by_falling);
+        memset(&how, 0, sizeof how);
+        how.top_k = k;
+        memcpy(logits, row, sizeof row);
+        OK(tw_warp_logits(tw, logits, V, NULL, 0, &how, got));
+        for (i = 0; i < V; i++) { left += got[i] > 0; wanted += row[i] >= sorted[k - 1]; }
+        CHECK(left == wanted, "top_k %d leaves %d, %d wanted", k, left, wanted);
+        how.top_k = -1;
+        how.top_p = (float)p;
+        memcpy(logits, row, sizeof row);
+        OK(tw_warp_logits(tw, logits, V, NULL, 0, &how, got));
+        for (i = 0; i < V; i++) total += exp((double)sorted[i]);
+        for (i = 0; i < V && sum / total < p; i++) sum += exp((double)sorted[i]);
+        wanted = i;
+        for (i = left = 0; i < V; i++) left += got[i] > 0;
+        CHECK(left == wanted || left == wanted + 1, "top_p %g leaves %d, %d wanted", p, left, wanted);
+    }
+    for (i = 0; i < V; i++) row[i] = i == 1234 ? 3.0f : -1e30f;
+    memset(&how, 0, sizeof how);
+    how.top_p = 0.5f; how.min_p = 0.5f; how.typical_p = 0.5f;
+    OK(tw_warp_logits(tw, row, V, NULL, 0, &how, got) && got[1234] == 1);
+    row[7] = twb_bits_float(0x7FC00000u);
+    OK(!tw_warp_logits(tw, row, V, NULL, 0, &how, got) && tw_error_code(tw) == TW_E_RANGE);
+    tw_clear_error(tw);
+    tw_destroy(tw);
+}
+
+/* -- the same text, however it is brought about ---------------------------------------------------------------------------- */
+
+static int64_t run_whole(const char *kernels, int threads, const tw_generate_desc *how, int prompt_count, int32_t out[ROOM]) {
+    int32_t prompt[PROMPT];
+    tw_desc desc;
+    tw_context *tw;
+    int64_t n;
+    memset(&desc, 0, sizeof desc);
+    desc.kernels = kernels;
+    desc.threads = threads;
+    tw = tw_create(&desc);
+    small_prompt(prompt, prompt_count);
+    n = tw_generate_ids(tw_from_config(tw, SMALL), prompt, prompt_count, how, out, ROOM, NULL);
+    CHECK(n >= 0, "%s", tw_error(tw));
+    tw_destroy(tw);
+    return n;
+}
+
+/* Sampled text depends neither on the kernel set nor on the threads. */
+static void test_same_everywhere(void) {
+    tw_generate_desc all[3];
+    int32_t want[ROOM], got[ROOM];
+    int64_t wanted, n;
+    int kind, set, threads;
+    all[0] = sampling(30);
+    all[1] = beams(30, 3);
+    all[2] = sampling(20);
+    all[2].num_beams = 3;
+    for (kind = 0; kind < 3; kind++) {
+        wanted = run_whole("plain", 1, &all[kind], PROMPT, want);
+        for (set = 0; set < TWB_ISA_COUNT; set++) {
+            if (!twb_isa_available((twb_isa)set)) continue;
+            for (threads = 1; threads <= 3; threads++) {
+                n = run_whole(twb_isa_name((twb_isa)set), threads, &all[kind], PROMPT, got);
+                CHECK(same_ids(got, n, want, wanted), "kind %d, %s, %d threads: other ids", kind, twb_isa_name((twb_isa)set), threads);
+            }
+        }
+    }
+}
+
+typedef struct bytes { unsigned char data[400000]; size_t count, room; } bytes;
+static bool write_bytes(void *user, const void *from, size_t count) {
+    bytes *b = (bytes *)user;
+    if (b->count + count > b->room) return false;
+    memcpy(b->data + b->count, from, count);
+    b->count += count;
+    return true;
+}
+static bytes saved;
+static tw_writer writer(size_t room) {
+    tw_writer w;
+    saved.count = 0;
+    saved.room = room;
+    w.write = write_bytes;
+    w.user = &saved;
+    return w;
+}
+
+/* Saved after every step, restored in a context of its own with the same weights, it goes on to the same ids. */
+static void test_savegames(void) {
+    tw_generate_desc all[4];
+    int kind, stop;
+    all[0] = sampling(20);
+    all[1] = beams(20, 3);
+    all[2] = sampling(20); all[2].num_beams = 4; all[2].has_length_penalty = true; all[2].length_penalty = 0.7f;
+    all[3] = sampling(20); all[3].typical_p = 0.9f; all[3].repetition_penalty = 1.2f; all[3].min_new_tokens = 5; all[3].eos_count = 0; all[3].no_repeat_ngram_size = 2;
+    for (kind = 0; kind < 4; kind++) {
+        int32_t prompt[PROMPT], want[ROOM];
+        int64_t wanted = run_whole(NULL, 1, &all[kind], PROMPT, want), clock = 0;
+        small_prompt(prompt, PROMPT);
+        for (stop = 0; stop < 30; stop++) {
+            tw_desc desc;
+            tw_context *tw;
+            tw_generation *g;
+            const int32_t *ids;
+            int64_t n;
+            int step;
+            tw_status status = TW_MORE;
+            memset(&desc, 0, sizeof desc);
+            desc.threads = 1;
+            desc.now = slow_clock;
+            desc.now_user = &clock;
+            tw = tw_create(&desc);
+            g = tw_generation_begin_ids(tw_from_config(tw, SMALL), prompt, PROMPT, &all[kind]);
+            for (step = 0; step < stop && status == TW_MORE; step++) status = tw_generation_step(g, 1000);
+            OK(tw_generation_save(g, writer(sizeof saved.data)));
+            tw_destroy(tw);
+            tw = tw_create(&desc);
+            g = tw_generation_restore(tw_from_config(tw, SMALL), saved.data, saved.count, NULL);
+            CHECK(g, "kind %d, stop %d: %s", kind, stop, tw_error(tw));
+            while (tw_generation_step(g, 0) == TW_MORE) continue;
+            n = tw_generation_ids(g, &ids);
+            CHECK(same_ids(ids, n, want, wanted), "kind %d, stopped after %d steps: other ids (%ld of %ld) %s", kind, stop, (long)n, (long)wanted, tw_error(tw));
+            tw_destroy(tw);
+            if (status != TW_MORE) break;
+        }
+    }
+}
+
+/* What is not a savegame of this model is refused with one sentence, and leaves nothing behind. */
+static void test_bad_savegames(void) {
+    static const char other[] = "{\"model_type\":\"gpt2\",\"n_layer\":1,\"n_embd\":32,\"n_head\":4,\"n_positions\":96,\"vocab_size\":300}";
+    counted count = { 0, 0, 0, 0, 0 };
+    tw_context *tw = counted_context(&count);
+    tw_model *model = tw_from_config(tw, SMALL), *stranger = tw_from_config(tw, other);
+    tw_generate_desc how = beams(6, 2);
+    int32_t prompt[PROMPT];
+    tw_generation *g;
+    size_t n;
+    long live;
+    small_prompt(prompt, 5);
+    g = tw_generation_begin_ids(model, prompt, 5, &how);
+    tw_generation_step(g, 0);
+    tw_generation_step(g, 0);
+    OK(tw_generation_save(g, writer(sizeof saved.data)));
+    n = saved.count;
+    OK(!tw_generation_save(g, writer(n - 1)) && tw_error_code(tw) == TW_E_FILE);
+    tw_clear_error(tw);
+    OK(tw_generation_save(g, writer(sizeof saved.data)) && saved.count == n);
+    tw_generation_end(g);
+    live = count.live;
+    for (n = 0; n < saved.count; n += n < 400 ? 1 : 97) {
+        void *exact = check_malloc(n);                      /* cut off here; ASan sees a read behind the end */
+        memcpy(exact, saved.data, n);
+        CHECK(!tw_generation_restore(model, exact, n, NULL) && tw_error_code(tw) == TW_E_FORMAT, "cut off at %lu", (unsigned long)n);
+        tw_clear_error(tw);
+        free(exact);
+        saved.data[n] ^= 0x41;
+        CHECK(!tw_generation_restore(model, saved.data, saved.count, NULL) && tw_failed(tw), "damaged at %lu", (unsigned long)n);
+        tw_clear_error(tw);
+        saved.data[n] ^= 0x41;
+    }
+    for (n = 12; n + 16 < 400; n++) {                        /* damaged on purpose: the hash is right */
+        uint64_t hash;
+        int i;
+        unsigned char was = saved.data[n];
+        saved.data[n] = (unsigned char)(n % 2 ? 0xFF : was + 1);
+        hash = twi_hash_bytes(0, saved.data, saved.count - 8);
+        for (i = 0; i < 8; i++) saved.data[saved.count - 8 + (size_t)i] = (unsigned char)(hash >> 8 * i & 0xFF);
+        g = tw_generation_restore(model, saved.data, saved.count, NULL);
+        if (g) tw_generation_step(g, -1);
+        tw_generation_end(g);
+        tw_clear_error(tw);
+        saved.data[n] = was;
+    }
+    {
+        uint64_t hash = twi_hash_bytes(0, saved.data, saved.count - 8);
+        for (n = 0; n < 8; n++) saved.data[saved.count - 8 + n] = (unsigned char)(hash >> 8 * n & 0xFF);
+    }
+    OK(!tw_generation_restore(stranger, saved.data, saved.count, NULL) && strstr(tw_error(tw), "another model"));
+    tw_clear_error(tw);
+    OK(!tw_generation_restore(model, "hello", 5, NULL) && !tw_generation_restore(NULL, saved.data, saved.count, NULL));
+    tw_clear_error(tw);
+    g = tw_generation_restore(model, saved.data, saved.count, NULL);
+    CHECK(g, "%s", tw_error(tw));
+    tw_generation_end(g);
+    CHECK(count.live <= live + 1, "%ld blocks more", count.live - live);      /* the arena's first chunk may be one */
+    tw_destroy(tw);
+    OK(count.live == 0);
+}
+
+/* -- inside a program ------------------------------------------------------------------------------------------------------------ */
+
+/* The user's own tensors and modes are as they were. */
+static void test_neighbours(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, SMALL);
+    static const float two[2] = { 3, 4 };
+    tw_tensor *w = tw_parameter(tw, "w", tw_shape1(2)), *mine = tw_mul(w, tw_tensor_from(tw, tw_shape1(2), two)), *loss;
+    tw_generate_desc how = sampling(10);
+    int32_t out[ROOM], prompt[PROMPT];
+    small_prompt(prompt, PROMPT);
+    OK(tw_generate_ids(model, prompt, PROMPT, &how, out, ROOM, NULL) == 10);
+    loss = tw_sum(mine);
+    OK(tw_backward(loss) && tw_read(tw_grad(w), (float *)out, ROOM) == 2 && memcmp(out, two, sizeof two) == 0);
+    {   /* two at a time, taking turns, in a model that is freed before they end */
+        tw_generation *a = tw_generation_begin_ids(model, prompt, 9, &how), *b = tw_generation_begin_ids(model, prompt, 9, &how);
+        const int32_t *x, *y;
+        while (tw_generation_step(a, 0) == TW_MORE) tw_generation_step(b, 0);
+        tw_generation_step(b, -1);
+        OK(tw_generation_ids(a, &x) == 10 && tw_generation_ids(b, &y) == 10 && memcmp(x, y, 10 * sizeof *x) == 0);
+        tw_generation_end(a);
+        (void)b;
+    }
+    tw_model_free(model);
+    OK(!tw_failed(tw));
+    tw_destroy(tw);
+}
+
+/* After the first token the allocator is not called any more. */
+static void test_no_allocation(void) {
+    tw_generate_desc all[3];
+    int kind;
+    all[0] = sampling(50);
+    all[1] = beams(50, 4);
+    all[2] = sampling(50);
+    all[2].num_beams = 2;
+    for (kind = 0; kind < 3; kind++) {
+        counted count = { 0, 0, 0, 0, 0 };
+        tw_context *tw = counted_context(&count);
+        int32_t prompt[PROMPT];
+        tw_generation *g;
+        long calls;
+        small_prompt(prompt, PROMPT);
+        g = tw_generation_begin_ids(tw_from_config(tw, SMALL), prompt, PROMPT, &all[kind]);
+        tw_generation_step(g, 0);
+        tw_generation_step(g, 0);
+        calls = count.calls;
+        while (tw_generation_step(g, 0) == TW_MORE) continue;
+        CHECK(count.calls == calls, "kind %d: %ld calls of the allocator", kind, count.calls - calls);
+        tw_generation_end(g);
+        tw_destroy(tw);
+        OK(count.live == 0);
+    }
+}
+
+/* Every call of the allocator fails in its turn: a sentence, and nothing is left. */
+static void test_out_of_memory(void) {
+    tw_generate_desc all[2];
+    int kind;
+    all[0] = sampling(4);
+    all[1] = beams(4, 3);
+    for (kind = 0; kind < 2; kind++) {
+        long at = 1, calls = 1;
+        for (; at <= calls; at++) {
+            counted count = { 0, 0, 0, 0, 0 };
+            tw_context *tw;
+            tw_model *model;
+            tw_generation *g;
+            int32_t prompt[PROMPT];
+            count.fail_at = 0;
+            tw = counted_context(&count);
+            small_prompt(prompt, PROMPT);
+            model = tw_from_config(tw, SMALL);
+            count.fail_at = count.calls + at;
+            g = tw_generation_begin_ids(model, prompt, PROMPT, &all[kind]);
+            tw_generation_step(g, -1);
+            if (g && !tw_failed(tw)) tw_generation_save(g, writer(sizeof saved.data));
+            if (g && !tw_failed(tw)) tw_generation_end(tw_generation_restore(model, saved.data, saved.count, NULL));
+            if (count.calls >= count.fail_at) {
+                CHECK(tw_error_code(tw) == TW_E_MEMORY, "call %ld: %s", at, tw_error(tw));
+                if (g) { count.fail_at = 0; CHECK(tw_generation_step(g, -1) != TW_MORE, "it is not over"); }
+                calls = at + 1;
+            }
+            if (at % 2) tw_generation_end(g);               /* or the context ends it */
+            tw_destroy(tw);
+            CHECK(count.live == 0, "call %ld: %ld blocks are left", at, count.live);
+        }
+        CHECK(at > 5, "only %ld calls of the allocator", at);
+    }
+}
+
+static void test_refusals(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, SMALL), *headless = tw_from_config(tw, "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2Model\"],\"n_layer\":1,\"n_embd\":8,\"n_head\":1,\"vocab_size\":9}");
+    int32_t out[ROOM], prompt[ROOM];
+    const float nan = twb_bits_float(0x7FC00000u);
+    tw_generate_desc how;
+    int i;
+    small_prompt(prompt, ROOM);
+    for (i = 0; i < 24; i++) {
+        tw_model *of = model;
+        int64_t count = 3, room = ROOM;
+        tw_code code = TW_E_RANGE;
+        memset(&how, 0, sizeof how);
+        switch (i) {
+        case 0: how.max_new_tokens = -1; break;
+        case 1: how.num_beams = -1; break;
+        case 2: how.num_beams = 4097; break;
+        case 3: how.temperature = nan; break;
+        case 4: how.temperature = -1; break;
+        case 5: how.top_p = 1.5f; break;
+        case 6: how.top_p = nan; break;
+        case 7: how.min_p = -0.5f; break;
+        case 8: how.top_k = -2; break;
+        case 9: how.typical_p = 2; break;
+        case 10: how.repetition_penalty = -1; break;
+        case 11: how.no_repeat_ngram_size = -1; break;
+        case 12: how.early_stopping = 3; break;
+        case 13: how.length_penalty = nan; how.has_length_penalty = true; break;
+        case 14: how.min_new_tokens = -3; break;
+        case 15: prompt[1] = 300; break;
+        case 16: prompt[1] = -1; break;
+        case 17: count = 97; break;
+        case 18: count = -1; code = TW_E_ARGUMENT; break;
+        case 19: room = 19; code = TW_E_ARGUMENT; break;
+        case 20: of = headless; code = TW_E_UNSUPPORTED; break;
+        case 21: how.adapter_name = "knight"; code = TW_E_MISSING; break;
+        case 22: how.eos_count = 3; code = TW_E_ARGUMENT; break;
+        default: how.no_repeat_ngram_size = 1; how.do_sample = true; how.top_k = -1; how.max_new_tokens = 1; how.eos_count = -1; code = TW_OK; break;
+        }
+        CHECK((tw_generate_ids(of, prompt, count, &how, out, room, NULL) < 0) == (code != TW_OK) && tw_error_code(tw) == code, "case %d: %s", i, tw_error(tw));
+        tw_clear_error(tw);
+        small_prompt(prompt, ROOM);
+    }
+    OK(!tw_generate_text(model, "hello", NULL) && tw_error_code(tw) == TW_E_MISSING);      /* no tokenizer */
+    tw_clear_error(tw);
+    OK(tw_generation_step(NULL, 0) == TW_FAILED && tw_generation_ids(NULL, NULL) == 0 && tw_generation_text(NULL)[0] == 0);
+    tw_generation_end(NULL);
+    /* broken weights: NaN logits are an error, not an endless loop */
+    tw_fill(tw_parameter_named(model, "transformer.ln_f.bias"), nan);
+    for (i = 0; i < 3; i++) {
+        memset(&how, 0, sizeof how);
+        how.do_sample = i == 1;
+        how.num_beams = i == 2 ? 2 : 1;
+        OK(tw_generate_ids(model, prompt, 3, &how, out, ROOM, NULL) < 0 && tw_error_code(tw) == TW_E_RANGE);
+        tw_clear_error(tw);
+    }
+    tw_destroy(tw);
+}
+
+/* The limits: a prompt of all positions gives one token more, an empty one begins with bos, an end token ends. */
+static void test_limits(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, SMALL);
+    int32_t out[ROOM], other[ROOM], prompt[ROOM], bos = 5, ends[2];
+    tw_generate_desc how;
+    int64_t n;
+    memset(&how, 0, sizeof how);
+    small_prompt(prompt, ROOM);
+    how.max_new_tokens = 100;
+    how.eos_count = -1;
+    OK(tw_generate_ids(model, prompt, 96, &how, out, ROOM, NULL) == 1);
+    OK(tw_generate_ids(model, prompt, 90, &how, out, ROOM, NULL) == 7);
+    how.num_beams = 3;
+    OK(tw_generate_ids(model, prompt, 96, &how, out, ROOM, NULL) == 1);
+    OK(tw_generate_ids(model, prompt, 90, &how, out, ROOM, NULL) == 7);
+    how = sampling(12);
+    n = tw_generate_ids(model, NULL, 0, &how, out, ROOM, NULL);
+    OK(same_ids(out, n, other, tw_generate_ids(model, &bos, 1, &how, other, ROOM, NULL)) && n == 12);
+    ends[0] = 299999;                                       /* no such token: never met */
+    ends[1] = out[4];
+    for (n = 0; n < 4; n++) if (out[n] == out[4]) break;
+    how.eos_token_ids = ends;
+    how.eos_count = 2;
+    CHECK(tw_generate_ids(model, &bos, 1, &how, other, ROOM, NULL) == n + 1 && other[n] == ends[1], "the end token did not end it");
+    how.min_new_tokens = 12;
+    OK(tw_generate_ids(model, &bos, 1, &how, other, ROOM, NULL) == 12);
+    for (n = 0; n < 12; n++) CHECK(other[n] != ends[1], "an end token at %ld", (long)n);
+    OK(!tw_failed(tw));
+    tw_destroy(tw);
+}
+
+/* -- text ---------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct listener { char text[20000]; int parts, stop_at; bool whole; } listener;
+static bool hear(const char *text, void *user) {
+    listener *l = (listener *)user;
+    if (twi_utf8_whole(text, strlen(text)) != strlen(text) || !text[0]) l->whole = false;
+    strncat(l->text, text, sizeof l->text - strlen(l->text) - 1);
+    return ++l->parts != l->stop_at;
+}
+
+static void test_text(void) {
+    static listener l, rest;
+    tw_context *tw = tw_create(NULL);
+    tw_tokenizer *tokenizer = tw_load_tokenizer(tw, GOLDENS "gpt2/tokenizer_files");
+    tw_model *model = tw_from_config(tw, SMALL);
+    tw_generate_desc how = sampling(50);
+    const char *text;
+    tw_generation *g;
+    int kind, step;
+    CHECK(tokenizer, "%s", tw_error(tw));
+    tw_set_tokenizer(model, tokenizer);
+    how.on_text = hear;
+    how.user = &l;
+    for (kind = 0; kind < 2; kind++) {                      /* every byte is a token, so the characters are often cut */
+        how.num_beams = kind ? 3 : 1;
+        memset(&l, 0, sizeof l);
+        l.whole = true;
+        text = tw_generate_text(model, "Once upon a time", &how);
+        CHECK(text && strcmp(text, l.text) == 0 && l.whole, "kind %d, %d parts: %s", kind, l.parts, tw_error(tw));
+        OK(kind ? l.parts == 1 : l.parts > 5);
+        if (!text) continue;
+        for (step = 0; step < 50; step += 7) {              /* saved in between: nothing is told twice, nothing is left out */
+            int i;
+            memset(&l, 0, sizeof l);
+            memset(&rest, 0, sizeof rest);
+            g = tw_generation_begin(model, "Once upon a time", &how);
+            for (i = 0; i < step; i++) tw_generation_step(g, 0);
+            OK(tw_generation_save(g, writer(sizeof saved.data)));
+            OK(strcmp(tw_generation_text(g), l.text) == 0);
+            tw_generation_end(g);
+            how.user = &rest;
+            g = tw_generation_restore(model, saved.data, saved.count, &how);
+            OK(g && strcmp(tw_generation_text(g), l.text) == 0);
+            OK(tw_generation_step(g, -1) == TW_DONE && strcmp(tw_generation_text(g), text) == 0);
+            tw_generation_end(g);
+            how.user = &l;
+            strncat(l.text, rest.text, sizeof l.text - strlen(l.text) - 1);
+            OK(strcmp(l.text, text) == 0);
+        }
+    }
+    how.num_beams = 1;
+    memset(&l, 0, sizeof l);
+    l.stop_at = 3;
+    text = tw_generate_text(model, "Once upon a time", &how);
+    CHECK(text && strcmp(text, l.text) == 0 && l.parts == 3 && !tw_failed(tw), "stopped by the callback: %s", tw_error(tw));
+    g = tw_generation_begin(model, "Once upon a time", &how);
+    l.parts = 0;
+    OK(tw_generation_step(g, -1) == TW_DONE && tw_generation_step(g, -1) == TW_DONE);
+    tw_generation_end(g);
+    OK(tw_generate_text(model, "", NULL) != NULL && !tw_failed(tw));
+    OK(!tw_generate_text(model, NULL, NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_destroy(tw);
+}
+
+int main(void) {
+    test_ids();
+    test_warpers();
+    test_selection();
+    test_same_everywhere();
+    test_savegames();
+    test_bad_savegames();
+    test_neighbours();
+    test_no_allocation();
+    test_out_of_memory();
+    test_refusals();
+    test_limits();
+    test_text();
+    return check_done();
+}

@@ -1,0 +1,122 @@
+#!/bin/bash
+# more.sh   what needs more than a C compiler: sanitizers, other compilers and processors, fuzzers, and Python's word for every
+#           number.  Installs what it lacks (apt-get, pip into .venv), quietly.  The last line is `N passed, N failed`.
+cd "$(dirname "$0")" || exit 1
+jobs=${JOBS:-$(nproc)} fuzz_seconds=${FUZZ_SECONDS:-30}
+rm -rf build/more build/results
+mkdir -p build/more build/logs build/results
+bin=build/more
+tests=$(ls ./*.c | sed 's|^\./||; s|\.c$||' | grep -v '^fuzz_')
+warnings="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wcast-qual -Wundef -Wdouble-promotion -Wvla -Werror"
+
+# ---- what has to be there ---------------------------------------------------------------------------------------------------
+install_packages() {
+    local missing=""
+    command -v clang > /dev/null || missing="$missing clang"
+    command -v g++ > /dev/null || missing="$missing g++"
+    command -v tcc > /dev/null || missing="$missing tcc"
+    command -v valgrind > /dev/null || missing="$missing valgrind"
+    command -v qemu-aarch64 > /dev/null || missing="$missing qemu-user"
+    command -v aarch64-linux-gnu-gcc > /dev/null || missing="$missing gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+    command -v python3 > /dev/null || missing="$missing python3"
+    python3 -c 'import ensurepip' 2> /dev/null || missing="$missing python3-venv"
+    locale -a 2> /dev/null | grep -q '^de_DE.utf8' || missing="$missing locales"
+    local sudo=""; [ "$(id -u)" = 0 ] || sudo=sudo
+    if [ -n "$missing" ]; then
+        { $sudo apt-get update && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y --no-install-recommends $missing; } > build/logs/apt 2>&1 < /dev/null
+    fi
+    locale -a 2> /dev/null | grep -q '^de_DE.utf8' || { $sudo sed -i 's/^# *de_DE.UTF-8/de_DE.UTF-8/' /etc/locale.gen && $sudo locale-gen; } >> build/logs/apt 2>&1
+}
+install_python() {
+    [ -x .venv/bin/python ] || python3 -m venv .venv
+    .venv/bin/python -c 'import torch, transformers, tokenizers, safetensors, sentencepiece, numpy' 2> /dev/null && return
+    { .venv/bin/pip install -q torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu || .venv/bin/pip install -q torch==2.13.0; } > build/logs/pip 2>&1
+    .venv/bin/pip install -q transformers tokenizers safetensors sentencepiece numpy >> build/logs/pip 2>&1
+}
+
+# check NAME COMMAND...: runs it in the background, at most $jobs at a time
+check() {
+    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+    ./run.sh "$@" &
+}
+# one NAME COMMAND...: alone, because it measures or uses all cores
+one() { wait; ./run.sh "$@"; }
+# lacks PROGRAM NAME: counts a failure where what was to be installed is not there
+lacks() { command -v "$1" > /dev/null && return 1; check "$2" sh -c "echo '$1 is not installed (build/logs/apt)'; false"; }
+
+install_packages
+install_python
+
+# ---- sanitizers: every test program, with allocations of their own instead of arenas where the library knows how -----------
+for t in $tests; do
+    check "asan-$t" sh -c "gcc -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -I.. -I. $t.c -o $bin/asan-$t -lm -pthread && $bin/asan-$t"
+done
+check tsan-threads sh -c "gcc -std=c11 -O1 -g -fsanitize=thread -I.. -I. threads.c -o $bin/tsan-threads -lm -pthread && $bin/tsan-threads"
+lacks valgrind valgrind || check valgrind-files sh -c "gcc -std=c11 -O1 -g -DTWINKLE_NO_SIMD -I.. -I. files.c -o $bin/valgrind-files -lm -pthread && valgrind -q --error-exitcode=1 --leak-check=full $bin/valgrind-files"
+
+# ---- compilers: the same program, the same bits ------------------------------------------------------------------------------
+bits() {  # bits NAME COMMAND TO COMPILE...: threads.c prints its results' bits; all must be those of gcc -O2
+    local name=$1; shift
+    check "bits-$name" sh -c "$* -I.. -I. threads.c -o $bin/bits-$name -lm -pthread && ${RUN:-} $bin/bits-$name > $bin/bits-$name.txt && tail -n 1 $bin/bits-$name.txt"
+}
+bits gcc-O2 gcc -std=c11 -O2 -fopenmp
+bits gcc-O0 gcc -std=c11 -O0
+bits gcc-O3-native gcc -std=c11 -O3 -march=native -fopenmp
+bits gcc-Ofast gcc -std=c11 -Ofast
+bits gcc-fast-math-native gcc -std=c11 -O3 -ffast-math -march=native
+bits gcc-no-simd gcc -std=c11 -O2 -DTWINKLE_NO_SIMD
+lacks clang clang || for flags in -O2 -Ofast; do bits "clang$flags" clang -std=c11 $flags; done
+lacks tcc tcc || bits tcc tcc
+if ! lacks aarch64-linux-gnu-gcc aarch64 && ! lacks qemu-aarch64 aarch64-qemu; then
+    RUN=qemu-aarch64 bits aarch64 aarch64-linux-gnu-gcc -std=c11 -O2 -static
+    for t in blas_gemm blas_math gpt2; do
+        check "aarch64-$t" sh -c "aarch64-linux-gnu-gcc -std=c11 -O2 -static -I.. -I. $t.c -o $bin/aarch64-$t -lm -pthread && qemu-aarch64 $bin/aarch64-$t"
+    done
+fi
+lacks qemu-x86_64 qemu-x86_64 || for cpu in Nehalem Haswell; do          # no AVX; AVX2 without AVX-512
+    RUN="qemu-x86_64 -cpu $cpu" bits "qemu-$cpu" gcc -std=c11 -O2
+done
+if command -v clang > /dev/null; then
+    for std in c99 c11 c17; do check "clang-$std" clang -std=$std $warnings -Wstrict-prototypes -I.. -I. -fsyntax-only compile/one.c ../tools/twinkle.c; done
+    for std in c++11 c++14 c++17 c++20; do check "clang-$std" clang++ -std=$std $warnings -Wno-missing-field-initializers -I.. -I. -fsyntax-only -x c++ compile/one.c; done
+fi
+for std in c++11 c++14 c++17 c++20; do check "gcc-$std" g++ -std=$std $warnings -Wno-missing-field-initializers -I.. -I. -c -O0 -x c++ compile/one.c -o $bin/one-$std.o; done
+for t in $tests; do check "cxx-$t" g++ -std=c++20 -Wall -Wextra -Wno-missing-field-initializers -I.. -I. -fsyntax-only -x c++ $t.c; done
+wait
+for name in $(ls $bin/bits-*.txt | sed 's|.*/bits-||; s|\.txt$||'); do
+    check "same-bits-$name" sh -c "grep '^bits ' $bin/bits-gcc-O2.txt > $bin/want-$name && grep '^bits ' $bin/bits-$name.txt | cmp - $bin/want-$name"
+done
+
+# ---- a locale that writes 1,5 for 1.5: numbers in files and results do not change ------------------------------------------------
+check locale sh -c "printf '#define TWINKLE_IMPLEMENTATION\n#include \"twinkle.h\"\n#include <locale.h>\n' > $bin/locale.c && cat >> $bin/locale.c <<'END'
+int main(void) {
+    char text[64];
+    tw_context *tw = tw_create(NULL);
+    tw_json *j;
+    if (!setlocale(LC_ALL, \"de_DE.UTF-8\")) { puts(\"there is no German locale\"); return 1; }
+    j = tw_json_parse(tw, \"[1.5,2,-0.25e1]\", SIZE_MAX);
+    tw_json_write(j, 0, text, sizeof text);
+    printf(\"%s, by printf %.1f\n\", text, 1.5);
+    return strcmp(text, \"[1.5,2,-2.5]\") != 0 || tw_json_number(tw_json_at(j, 0), 0) != 1.5;
+}
+END
+gcc -I.. $bin/locale.c -o $bin/locale -lm && LC_ALL=de_DE.UTF-8 $bin/locale"
+
+# ---- fuzzers, a short while each ----------------------------------------------------------------------------------------------------
+lacks clang fuzz || for f in fuzz_*.c; do
+    [ -e "$f" ] || continue
+    name=$(basename "$f" .c)
+    check "$name" sh -c "clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I.. -I. $f -o $bin/$name -lm && mkdir -p $bin/$name-corpus && cd $bin && ./$name -max_len=4096 -max_total_time=$fuzz_seconds -rss_limit_mb=4096 -timeout=20 $name-corpus"
+done
+wait
+
+# ---- Python: the command against PyTorch and transformers, the golden values once more, the chapters ----------------------------------
+one chapters python3 ../tools/chapters.py
+check twinkle sh -c "gcc -O2 -fopenmp ../tools/twinkle.c -o $bin/twinkle -lm"
+wait
+one contract env TWINKLE="$PWD/$bin/twinkle" .venv/bin/python contract.py
+for extra in $(ls ./*.py | grep -vE '/(contract|harness|bad_inputs)\.py$'); do
+    one "$(basename "$extra" .py)" env TWINKLE="$PWD/$bin/twinkle" .venv/bin/python "$extra"
+done
+wait
+./run.sh --sum

@@ -1,0 +1,275 @@
+/* Training against PyTorch: twenty steps of every optimizer with its losses, rates and norms; schedulers; resuming;
+   the same bits for any number of threads; no allocation after the first step; plans that come true. */
+#define TWINKLE_IMPLEMENTATION
+#include "twinkle.h"
+#include "golden.h"
+
+/* -- the allocator counts, so that leaks show ---------------------------------------------------------- */
+static long live_blocks;
+static long fail_at;                                        /* the n-th allocation from now fails; 0: none does */
+static void *counting_alloc(void *user, size_t bytes) {
+    void *p;
+    (void)user;
+    if (fail_at && --fail_at == 0) return NULL;
+    p = malloc(bytes);
+    if (p) live_blocks++;
+    return p;
+}
+static void counting_free(void *user, void *pointer, size_t bytes) { (void)user; (void)bytes; if (pointer) { live_blocks--; free(pointer); } }
+static tw_context *counted_context(int threads) {
+    tw_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.alloc.alloc = counting_alloc;
+    desc.alloc.free = counting_free;
+    desc.threads = threads;
+    return tw_create(&desc);
+}
+
+static void set_up(tw_model *model, const tw_json *config) {
+    char text[512];
+    const char *optim = tw_json_string(tw_json_get(config, "optim"), "adamw");
+    const char *args = tw_json_string(tw_json_get(config, "optim_args"), "");
+    snprintf(text, sizeof text, "{\"lr\":%.9g,\"weight_decay\":%.9g,\"betas\":[%.9g,%.9g],\"eps\":%.9g,\"momentum\":%s}",
+             tw_json_number(tw_json_get(config, "learning_rate"), 5e-5), tw_json_number(tw_json_get(config, "weight_decay"), 0),
+             tw_json_number(tw_json_get(config, "adam_beta1"), 0.9), tw_json_number(tw_json_get(config, "adam_beta2"), 0.999),
+             tw_json_number(tw_json_get(config, "adam_epsilon"), strcmp(optim, "adafactor") == 0 ? 1e-30 : 1e-8), strncmp(args, "momentum=", 9) == 0 ? args + 9 : "0");
+    tw_set_optimizer(model, optim, text);
+    snprintf(text, sizeof text, "{\"warmup_steps\":%d,\"max_steps\":%d}", (int)tw_json_int(tw_json_get(config, "warmup_steps"), 0), (int)tw_json_int(tw_json_get(config, "max_steps"), 20));
+    tw_set_lr_scheduler(model, tw_json_string(tw_json_get(config, "lr_scheduler_type"), "linear"), text);
+    snprintf(text, sizeof text, "{\"label_smoothing\":%.9g}", tw_json_number(tw_json_get(config, "label_smoothing_factor"), 0));
+    tw_set_loss(model, "model", text);
+    tw_set_dropout(model, 0);
+}
+
+static double worst_loss;
+static void train_case(const char *name) {
+    char path[512];
+    tw_context *tw = counted_context(2);
+    tw_json *golden;
+    const tw_json *config;
+    tw_model *model;
+    tw_dataset *data;
+    tw_dataset_desc how;
+    tw_batch batch;
+    tw_call call;
+    double max_norm, loss = 0;
+    int step, micro;
+    snprintf(path, sizeof path, GOLDENS "train/%s.json", name);
+    golden = tw_json_load(tw, path);
+    config = tw_json_get(golden, "config");
+    snprintf(path, sizeof path, GOLDENS "train/%s", tw_json_string(tw_json_get(config, "model"), ""));
+    model = tw_from_pretrained(tw, path);
+    set_up(model, config);
+    memset(&how, 0, sizeof how);
+    memset(&call, 0, sizeof call);
+    call.gradient_accumulation_steps = (int)tw_json_int(tw_json_get(config, "gradient_accumulation_steps"), 1);
+    how.batch_size = tw_json_int(tw_json_get(config, "per_device_train_batch_size"), 8);
+    how.max_steps = 20 * call.gradient_accumulation_steps;
+    snprintf(path, sizeof path, GOLDENS "train/%s", tw_json_string(tw_json_get(config, "train_file"), ""));
+    data = tw_dataset_from_file(model, path, &how);
+    max_norm = tw_json_number(tw_json_get(config, "max_grad_norm"), 1);
+    for (step = 0; step < 20 && !tw_failed(tw); step++) {
+        double want = tw_json_number(tw_json_at(tw_json_get(golden, "losses"), step), -1), rate = tw_json_number(tw_json_at(tw_json_get(golden, "rates"), step), -1);
+        double norm, want_norm = tw_json_number(tw_json_at(tw_json_get(golden, "grad_norms"), step), -1);
+        CHECK(fabs(tw_learning_rate(model) - rate) <= 1e-9 + 1e-6 * rate, "%s: step %d has rate %.9g, not %.9g", name, step, tw_learning_rate(model), rate);
+        for (loss = 0, micro = 0; micro < call.gradient_accumulation_steps && tw_next_batch(data, &batch); micro++)
+            loss += (double)tw_forward_backward(model, &batch, &call) / call.gradient_accumulation_steps;
+        norm = (double)tw_clip_grad_and_step(model, (float)max_norm, 2, &call);
+        CHECK(fabs(loss - want) <= 1e-4, "%s: step %d has loss %.7f, not %.7f", name, step, loss, want);
+        CHECK(fabs(norm - want_norm) <= 1e-3 * want_norm, "%s: step %d has gradient norm %.7f, not %.7f", name, step, norm, want_norm);
+        if (fabs(loss - want) > worst_loss) worst_loss = fabs(loss - want);
+    }
+    CHECK(!tw_failed(tw) && step == 20, "%s: %s", name, tw_error(tw));
+    {
+        const tw_json *norms = tw_json_get(golden, "parameter_norms");
+        int64_t i, k;
+        for (i = 0; i < tw_json_count(norms); i++) {
+            tw_tensor *p = tw_parameter_named(model, tw_json_key(norms, i));
+            double sum = 0, want = tw_json_number(tw_json_at(norms, i), -1);
+            /* a constant on all keys moves no probability: in exact arithmetic that third of the gradient is 0, and what
+               stands there is rounding, which Adam brings to full size */
+            if (strstr(tw_json_key(norms, i), "c_attn.bias")) continue;
+            for (k = 0; k < tw_count(p); k++) sum += (double)tw_data(p)[k] * (double)tw_data(p)[k];
+            CHECK(fabs(sqrt(sum) - want) <= 2e-4 * want, "%s: %s has norm %.7f at the end, not %.7f", name, tw_json_key(norms, i), sqrt(sum), want);
+        }
+    }
+    tw_destroy(tw);
+    CHECK(live_blocks == 0, "%s: %ld blocks are leaked", name, live_blocks);
+    live_blocks = 0;
+}
+
+static void scheduler_cases(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_json *golden = tw_json_load(tw, GOLDENS "schedulers.json");
+    int64_t i, k;
+    CHECK(tw_json_count(golden) > 5, "schedulers.json: %s", tw_error(tw));
+    for (i = 0; i < tw_json_count(golden); i++) {
+        const tw_json *c = tw_json_at(golden, i), *rates = tw_json_get(c, "rates");
+        tw_scheduler s;
+        const tw_json *extra = tw_json_get(c, "kwargs");
+        tw_json *options = tw_json_object(tw);
+        char text[256];
+        const char *name = tw_json_string(tw_json_get(c, "lr_scheduler_type"), "");
+        double lr = tw_json_number(tw_json_get(c, "learning_rate"), 1);
+        for (k = 0; k < tw_json_count(extra); k++) tw_json_set_copy(options, tw_json_key(extra, k), tw_json_at(extra, k));
+        tw_json_set_copy(options, "warmup_steps", tw_json_get(c, "warmup_steps"));
+        tw_json_set_copy(options, "max_steps", tw_json_get(c, "max_steps"));
+        tw_json_write(options, 0, text, sizeof text);
+        CHECK(tw_scheduler_init(tw, &s, name, text, lr), "%s", tw_error(tw));
+        for (k = 0; k < tw_json_count(rates); k++) {
+            double want = tw_json_number(tw_json_at(rates, k), -1), got = lr * tw_scheduler_factor(&s, k);
+            CHECK(fabs(got - want) <= 1e-9 * lr, "%s: step %d has rate %.12g, not %.12g", name, (int)k, got, want);
+        }
+    }
+    tw_destroy(tw);
+}
+
+/* -- a small model of our own: the same bits however it is run ------------------------------------------------- */
+static const char *const small = "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":36,\"n_head\":3,\"n_positions\":24,\"vocab_size\":97}";
+static tw_dataset *some_data(tw_context *tw, int64_t steps) {
+    static int32_t ids[4000];
+    tw_dataset_desc how;
+    int i;
+    for (i = 0; i < 4000; i++) ids[i] = (int32_t)((i * 31 + (i / 7) * 13) % 97);
+    memset(&how, 0, sizeof how);
+    how.batch_size = 3;
+    how.block_size = 23;
+    how.max_steps = steps;
+    how.shuffle = true;
+    how.seed = 5;
+    return tw_dataset_from_ids(tw, ids, 4000, &how);
+}
+static tw_model *small_model(tw_context *tw) {
+    tw_model *m = tw_from_config(tw, small);
+    tw_set_optimizer(m, "adamw", "{\"lr\":1e-3,\"weight_decay\":0.1}");
+    tw_set_lr_scheduler(m, "cosine", "{\"warmup_steps\":2,\"max_steps\":10}");
+    return m;
+}
+static uint64_t parameter_bits(tw_model *m) {
+    uint64_t hash = 1469598103934665603u;
+    int64_t i, k;
+    for (i = 0; i < tw_parameter_count(m); i++) {
+        tw_tensor *p = tw_parameter_at(m, i);
+        for (k = 0; k < tw_count(p); k++) { uint32_t u; memcpy(&u, tw_data(p) + k, 4); hash = (hash ^ u) * 1099511628211u; }
+    }
+    return hash;
+}
+static void train_steps(tw_model *m, tw_dataset *data, int steps) {
+    tw_batch batch;
+    int i;
+    for (i = 0; i < steps && tw_next_batch(data, &batch); i++) {
+        tw_forward_backward(m, &batch, NULL);
+        tw_clip_grad_and_step(m, 1, 2, NULL);
+    }
+}
+static uint64_t whole_run(int threads, bool checkpointing) {
+    tw_context *tw = counted_context(threads);
+    tw_model *m = small_model(tw);
+    uint64_t bits;
+    tw_gradient_checkpointing(m, checkpointing);
+    train_steps(m, some_data(tw, 10), 10);
+    bits = parameter_bits(m);
+    CHECK(!tw_failed(tw) && tw_global_step(m) == 10, "%s", tw_error(tw));
+    tw_destroy(tw);
+    return bits;
+}
+
+/* Stopped after four steps, saved, opened by a new program: the same bits as never stopped, dropout and shuffling included. */
+static void resume_case(uint64_t bits) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *m = small_model(tw);
+    tw_dataset *data = some_data(tw, 10);
+    train_steps(m, data, 4);
+    CHECK(tw_save(m, "half", "out.tmp"), "%s", tw_error(tw));
+    tw_destroy(tw);
+    tw = tw_create(NULL);
+    m = tw_from_pretrained(tw, "out.tmp/half");
+    tw_set_optimizer(m, "adamw", "{\"lr\":1e-3,\"weight_decay\":0.1}");
+    tw_set_lr_scheduler(m, "cosine", "{\"warmup_steps\":2,\"max_steps\":10}");
+    CHECK(tw_resume_from_checkpoint(m, "out.tmp/half") && tw_global_step(m) == 4, "%s", tw_error(tw));
+    data = some_data(tw, 10);
+    tw_dataset_seek(data, 4);
+    train_steps(m, data, 6);
+    CHECK(parameter_bits(m) == bits, "a resumed run ends with other bits than one never stopped (%s)", tw_error(tw));
+    tw_destroy(tw);
+}
+
+/* After the first step nothing calls the allocator, and the plan knew what would be taken. */
+static void memory_case(bool checkpointing) {
+    tw_context *tw = counted_context(2);
+    tw_model *m = small_model(tw);
+    tw_dataset *data = some_data(tw, 10);
+    tw_memory before, after;
+    tw_plan_desc how;
+    tw_plan plan;
+    tw_json *config = tw_json_parse(tw, small, strlen(small));
+    tw_gradient_checkpointing(m, checkpointing);
+    train_steps(m, data, 1);
+    before = tw_memory_use(tw);
+    train_steps(m, data, 8);
+    after = tw_memory_use(tw);
+    CHECK(after.allocations == before.allocations, "%ld allocations after the first step", (long)(after.allocations - before.allocations));
+    memset(&how, 0, sizeof how);
+    how.batch = 3; how.sequence = 23; how.training = true; how.gradient_checkpointing = checkpointing;
+    plan = tw_plan_config(tw, config, &how);
+    CHECK(plan.parameters == tw_num_parameters(m, false), "the plan counts %ld parameters", (long)plan.parameters);
+    CHECK(plan.activations_bytes >= after.step_bytes * 0.98 && plan.activations_bytes <= after.step_bytes * 1.02, "the plan says %ld bytes a step, it took %ld", (long)plan.activations_bytes, (long)after.step_bytes);
+    CHECK(plan.weights_bytes >= (size_t)plan.parameters * 4 && plan.gradients_bytes == plan.weights_bytes && plan.optimizer_bytes >= 2 * (size_t)plan.parameters * 4, "the plan's parts do not add up");
+    tw_destroy(tw);
+}
+
+/* Every allocation fails in turn: a clean error each time, and nothing is leaked. */
+static void failing_case(void) {
+    long n, first_good = 0;
+    for (n = 1; n < 4000 && !first_good; n++) {
+        tw_context *tw;
+        bool worked = false;
+        fail_at = 0;
+        live_blocks = 0;
+        fail_at = n;
+        tw = counted_context(1);
+        if (tw) {
+            tw_model *m = tw_from_pretrained(tw, GOLDENS "gpt2/default");
+            tw_set_optimizer(m, "adamw", NULL);
+            if (m) {
+                tw_dataset *data = some_data(tw, 2);
+                tw_batch batch;
+                if (tw_next_batch(data, &batch)) {
+                    tw_tensor *ids = tw_batch_get(&batch, "input_ids");
+                    int64_t i;
+                    for (i = 0; i < tw_count(ids); i++) tw_data_i32(ids)[i] %= 50;
+                    tw_batch_set(&batch, "input_ids", tw_slice(ids, 1, 0, 9) ? tw_ids(tw, tw_shape2(3, 9), NULL) : NULL);
+                    tw_batch_set(&batch, "labels", tw_ids(tw, tw_shape2(3, 9), NULL));
+                    tw_forward_backward(m, &batch, NULL);
+                    tw_clip_grad_and_step(m, 1, 2, NULL);
+                    worked = tw_save(m, "failing", "out.tmp");
+                }
+            }
+            worked = worked && !tw_failed(tw);
+            CHECK(worked || tw_error_code(tw) == TW_E_MEMORY, "allocation %ld fails: %s", n, tw_error(tw));
+            tw_destroy(tw);
+        }
+        if (worked && fail_at > 0) first_good = n;
+        CHECK(live_blocks == 0, "allocation %ld fails: %ld blocks are leaked", n, live_blocks);
+    }
+    fail_at = 0;
+    CHECK(first_good > 50, "the sweep ended at %ld", first_good);
+    printf("%ld allocations over load, step and save, each made to fail\n", first_good);
+}
+
+int main(void) {
+    static const char *const names[] = { "adamw_linear", "adamw_no_clip", "adamw_strong_decay", "adam", "sgd", "sgd_momentum", "lion", "adafactor", "accumulation", "accumulation_uneven", "label_smoothing" };
+    uint64_t bits;
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof *names; i++) train_case(names[i]);
+    scheduler_cases();
+    bits = whole_run(1, false);
+    CHECK(whole_run(2, false) == bits && whole_run(3, false) == bits, "threads change the bits of a run");
+    CHECK(whole_run(2, true) == bits, "recomputing blocks changes the bits of a run");
+    resume_case(bits);
+    memory_case(false);
+    memory_case(true);
+    failing_case();
+    printf("worst loss %.2g\n", worst_loss);
+    return check_done();
+}
