@@ -71,21 +71,21 @@
    kernels only), TWINKLE_NO_CLOCK (no system clock but clock()).
 
    CHAPTERS (search for the mark: each stands once in the declarations and once in the implementation)
-       [tw:01] foundations       context, errors, memory, files
-       [tw:02] JSON              reading and writing it
-       [tw:03] tensors           shapes, strides, views
-       [tw:04] operations        and their gradients: the tape
-       [tw:05] layers            linear, embedding, norms, convolution
-       [tw:06] blocks            attention and MLP on a residual stream; the cache
-       [tw:07] models            GPT-2 and its heads
-       [tw:08] files             safetensors and shards
-       [tw:09] tokenizers        BPE, WordPiece, Unigram
-       [tw:10] opening           and saving models
-       [tw:11] optimizers        and schedulers
-       [tw:12] losses            and metrics
-       [tw:13] training          the verbs; checkpoints; planning memory
-       [tw:14] generation        greedy, sampling, beams, one frame at a time
-       [tw:15] data              texts, examples, tables; progress
+       [tw:01] foundations
+       [tw:02] JSON
+       [tw:03] tensors
+       [tw:04] operations and their gradients
+       [tw:05] layers
+       [tw:06] blocks
+       [tw:07] models
+       [tw:08] files
+       [tw:09] tokenizers
+       [tw:10] opening and saving models
+       [tw:11] optimizers and schedulers
+       [tw:12] losses and metrics
+       [tw:13] training
+       [tw:14] generation
+       [tw:15] data
    The arithmetic below all of this is twinkle_blas.h, with chapters of its own. */
 #ifndef TWINKLE_H
 #define TWINKLE_H
@@ -518,6 +518,8 @@ TWDEF double     tw_check_gradients(tw_context *tw, tw_scalar_fn fn, void *user,
 /* The operations by name, so that a test can see that none is left unchecked. */
 TWDEF int         tw_operation_count(void);
 TWDEF const char *tw_operation_name(int index);
+/* The operations noted in this step, 0 is the newest; NULL: there are no more. */
+TWDEF const char *tw_tape_name(const tw_context *tw, int64_t index);
 
 /* ==== [tw:05] layers =========================================================================
 
@@ -774,11 +776,13 @@ typedef struct tw_tokenize_desc {
     tw_truncation truncation;          /* which text of a pair is cut.  An error where that cannot suffice */
     bool          truncate_left;       /* cut off the beginning, not the end */
     int64_t       pad_to;              /* fill up to that many tokens with the padding token; 0: do not */
-    int64_t       pad_to_multiple_of;  /* and on to a multiple of this; 0: do not.  What is longer than pad_to is left as it is */
+    /* and on to a multiple of this; 0: do not.  What is longer than pad_to is left as it is */
+    int64_t       pad_to_multiple_of;
     bool          pad_left;
 } tw_tokenize_desc;
 
-/* What came out: `count` tokens in parallel lists, which belong to the tokenizer and last until its next tw_tokenize. */
+/* What came out: `count` tokens in parallel lists, which belong to the tokenizer and last until its next
+   tw_tokenize. */
 typedef struct tw_encoding {
     int64_t        count;
     const int32_t *ids;
@@ -786,19 +790,24 @@ typedef struct tw_encoding {
     const int32_t *attention_mask;     /* 0 for padding */
     const int32_t *special_mask;       /* 1 for what is not of the text: special tokens put around it, padding */
     const int32_t *words;              /* the number of the word it is from, from 0 in each text; -1: none */
-    const int64_t (*offsets)[2];       /* begin and end in the text, in code points, end exclusive; [0,0] where special_mask is 1 */
+    /* begin and end in the text, in code points, end exclusive; [0,0] where special_mask is 1 */
+    const int64_t (*offsets)[2];
 } tw_encoding;
 
 /* Tokenizes `length` bytes.  Special tokens written in the text are recognised and keep their place.
    Returns out->count, or -1 with an error (and *out is zero): TW_E_RANGE for a text of 2 GiB or more or a
-   max_length without room, TW_E_FORMAT where a text has a character for which the vocabulary lacks even an unknown token.
+   max_length without room, TW_E_FORMAT where a text has a character for which the vocabulary lacks even an
+   unknown token.
    A NULL tokenizer fails quietly: it is what a load that failed gives. */
-TWDEF int64_t tw_tokenize(tw_tokenizer *tokenizer, const char *text, size_t length, const tw_tokenize_desc *how, tw_encoding *out);
+TWDEF int64_t tw_tokenize(tw_tokenizer *tokenizer, const char *text, size_t length, const tw_tokenize_desc *how,
+                          tw_encoding *out);
 
-/* The text of these ids, with or without special tokens.  Ids that the vocabulary lacks are left out, as in `tokenizers`.
-   The text lasts until the next call; it may hold NUL characters: *length, unless NULL, gets its bytes. */
+/* The text of these ids, with or without special tokens.  Ids that the vocabulary lacks are left out, as in
+   `tokenizers`.  The text lasts until the next call; it may hold NUL characters: *length, unless NULL, gets its
+   bytes. */
 TWDEF const char *tw_detokenize(tw_tokenizer *tokenizer, const int32_t *ids, int64_t count, bool skip_special);
-TWDEF const char *tw_detokenize_length(tw_tokenizer *tokenizer, const int32_t *ids, int64_t count, bool skip_special, size_t *length);
+TWDEF const char *tw_detokenize_length(tw_tokenizer *tokenizer, const int32_t *ids, int64_t count, bool skip_special,
+                                       size_t *length);
 
 /* The same one token at a time, for a model that is still writing.  Feeding gives the new part of the text, whole
    characters only; an incomplete one waits for the next token.  All parts together, with the last one from
@@ -832,7 +841,8 @@ TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t 
                                        const tw_tokenizer_train_desc *how);
 
 /* Writes tokenizer.json and tokenizer_config.json, which `transformers` opens with equal ids, and vocab.json and
-   merges.txt for BPE, vocab.txt for WordPiece, spiece.model for SentencePiece.  The folder is made if it is not there.  What cannot be said in
+   merges.txt for BPE, vocab.txt for WordPiece,
+       spiece.model for SentencePiece.  The folder is made if it is not there.  What cannot be said in
    tokenizer.json (SentencePiece's own normalizer) is saved as the file it came from. */
 TWDEF bool tw_save_tokenizer(tw_tokenizer *tokenizer, const char *folder);
 
@@ -1023,42 +1033,50 @@ typedef struct tw_generate_desc {
     const int32_t *eos_token_ids;      /* NULL: generation_config.json's or config.json's eos_token_id */
     int         eos_count;             /* -1: no end token at all */
     uint64_t    seed;                  /* 0: the context's random numbers */
-    bool      (*on_text)(const char *text, void *user);   /* each piece of whole UTF-8 characters as it comes; false stops */
+    bool      (*on_text)(const char *text, void *user);   /* whole UTF-8 characters, as they come; false: stop */
     void       *user;
     const char *adapter_name;
 } tw_generate_desc;
 
 /* Writes on from the prompt; returns the new text (without special tokens), which stays until the next call of this
-   function for this model; NULL after an error.  how may be NULL: 20 tokens, greedy.  An empty prompt is the model's bos token.
-   Errors: TW_E_RANGE for a setting, a token or a prompt that is out of range, TW_E_MISSING without a tokenizer,
-   TW_E_UNSUPPORTED for a model without a language model's head.  Being stopped by on_text is none. */
+   function for this model; NULL after an error.  how may be NULL: 20 tokens, greedy.  An empty prompt is the model's
+   bos token.  Errors: TW_E_RANGE for a setting, a token or a prompt that is out of range, TW_E_MISSING without a
+   tokenizer, TW_E_UNSUPPORTED for a model without a language model's head.  Being stopped by on_text is none. */
 TWDEF const char *tw_generate_text(tw_model *model, const char *prompt, const tw_generate_desc *how);
 /* The same with ids: returns how many were written to out (room for max_new_tokens, end token included), -1 after an
    error.  score, if not NULL, receives the beam's score (0 without beams). */
-TWDEF int64_t     tw_generate_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how, int32_t *out, int64_t room, float *score);
+TWDEF int64_t     tw_generate_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how,
+                                  int32_t *out, int64_t room, float *score);
 
-/* One step at a time, inside a frame loop.  A generation lives in the model, and ends with it at the latest.  Several may
-   run side by side, and training steps in between are fine.  All memory is taken at the beginning; a step takes none.
-   A long prompt is read in pieces that fit the budget; the tokens do not depend on where the steps end. */
+/* One step at a time, inside a frame loop.  Several generations may run side by side, and training steps in between are
+   fine.  One lives in its model and uses the model's tokenizer: end it before them.  (What is left over goes with
+   tw_destroy.)  All memory is taken at the beginning and with the first token; after that a step takes none (but
+   with beams the last one, for the text).  A long prompt is read in pieces that fit the budget; the tokens do not
+   depend on where the steps end. */
 typedef struct tw_generation tw_generation;
 typedef enum tw_status { TW_MORE = 0, TW_DONE = 1, TW_FAILED = 2 } tw_status;
 TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, const tw_generate_desc *how);
-TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how);
-TWDEF tw_status      tw_generation_step(tw_generation *g, int64_t microseconds);   /* works about that long; 0: one token; -1: to the end */
+TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *prompt, int64_t count,
+                                             const tw_generate_desc *how);
+/* Works about that long; 0: one token; -1: to the end.  TW_FAILED: the context says why. */
+TWDEF tw_status      tw_generation_step(tw_generation *g, int64_t microseconds);
 /* The text so far, whole UTF-8 characters only, which stays until the next step; with beams it is there at the end. */
 TWDEF const char    *tw_generation_text(const tw_generation *g);
-TWDEF int64_t        tw_generation_ids(const tw_generation *g, const int32_t **ids);   /* the new ids so far (of the best beam); stay until the next step */
+/* How many ids are new so far, and which (the best beam's); they stay until the next step. */
+TWDEF int64_t        tw_generation_ids(const tw_generation *g, const int32_t **ids);
 TWDEF void           tw_generation_end(tw_generation *g);                          /* frees it; NULL is fine */
-/* The savegame: settings, tokens, used rows of the cache and the random state, little-endian.  Restored with the same model it
-   goes on to the same text; of `how` only on_text and user count then (NULL: none).  What was told to on_text is not told
-   again.  Data of another model or version, cut off or damaged, is TW_E_FORMAT. */
+/* The savegame: settings, tokens, used rows of the cache and the random state, little-endian.  Restored with the same
+   model it goes on to the same text; of `how` only on_text and user count then (NULL: none).  What was told to on_text
+   is not told again.  Data of another model or version, cut off or damaged, is TW_E_FORMAT. */
 TWDEF bool           tw_generation_save(const tw_generation *g, tw_writer writer);
 TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, size_t size, const tw_generate_desc *how);
 
-/* What a row of logits [vocab] becomes before a token is drawn: repetition penalty and n-grams by the `count` tokens so far, then
-   temperature, top-k, top-p, min-p, typical, as probabilities [vocab] (for tests and for samplers of your own).  The penalties
-   change the logits in place.  min_new_tokens and end tokens are left out: they need to know where the prompt ended. */
-TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const int32_t *tokens, int64_t count, const tw_generate_desc *how, float *probabilities);
+/* What a row of logits [vocab] becomes before a token is drawn: repetition penalty and n-grams by the `count` tokens so
+   far, then temperature, top-k, top-p, min-p, typical, as probabilities [vocab] (for tests and for samplers of your
+   own).  The penalties change the logits in place.  min_new_tokens and end tokens are left out: they need to know where
+   the prompt ended. */
+TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const int32_t *tokens, int64_t count,
+                          const tw_generate_desc *how, float *probabilities);
 
 /* ==== [tw:15] data ===========================================================================
 
@@ -3925,7 +3943,7 @@ TWDEF tw_tensor *tw_reshape(tw_tensor *t, tw_shape shape) {
     return twi_make_view(t, shape.rank, shape.dim, stride, 0);
 }
 
-/* ==== [tw:04] operations and gradients: implementation ======================================= */
+/* ==== [tw:04] operations and their gradients: implementation ================================= */
 
 /* -- the tape --------------------------------------------------------------------------------------
    One row an operation: its name and its backward function.  What an operation is made of stands
@@ -3971,6 +3989,13 @@ static const struct { const char *name; twi_backward_fn backward; } twi_operatio
 };
 TWDEF int         tw_operation_count(void) { return TWI_OP_COUNT; }
 TWDEF const char *tw_operation_name(int index) { return index >= 0 && index < TWI_OP_COUNT ? twi_operations[index].name : ""; }
+
+/* What stands on the tape, newest first: for looking at, and for tests. */
+TWDEF const char *tw_tape_name(const tw_context *tw, int64_t index) {
+    const twi_node *node = tw ? tw->tape : NULL;
+    while (node && index-- > 0) node = node->previous;
+    return node ? twi_operations[node->op].name : NULL;
+}
 
 /* Will somebody want a gradient through one of these? */
 static bool twi_wants_grad(const tw_context *tw, tw_tensor *const *input, int inputs) {
@@ -7547,7 +7572,7 @@ TWDEF bool tw_save_weights(tw_context *tw, const char *path, const tw_weight *we
    models, SentencePiece, the whole way from a text to tokens and back, opening, saving, learning.
    The tables of Unicode are at the end. */
 
-/* -- characters ----------------------------------------------------------------------------------
+/* -- characters -----------------------------------------------------------------------------------
    What tokenizers ask about a character, as sixteen bits.  The tables answer as Hugging Face's
    `tokenizers` does, which mixes several versions of Unicode: tools/unicode_tables.py asked it.
 
@@ -7574,8 +7599,10 @@ enum {
 
 /* The tables' names, in the order of the list at the end of this chapter. */
 enum {
-    TWI_TABLE_LETTER, TWI_TABLE_NUMBER, TWI_TABLE_DIGIT, TWI_TABLE_WORD, TWI_TABLE_NUMERIC, TWI_TABLE_PUNCTUATION, TWI_TABLE_CONTROL,
-    TWI_TABLE_NONSPACING, TWI_TABLE_MARK, TWI_TABLE_LOWER, TWI_TABLE_CANONICAL, TWI_TABLE_COMPATIBLE, TWI_TABLE_COMPOSED,
+    TWI_TABLE_LETTER, TWI_TABLE_NUMBER, TWI_TABLE_DIGIT, TWI_TABLE_WORD, TWI_TABLE_NUMERIC, TWI_TABLE_PUNCTUATION,
+        TWI_TABLE_CONTROL,
+    TWI_TABLE_NONSPACING, TWI_TABLE_MARK, TWI_TABLE_LOWER, TWI_TABLE_CANONICAL, TWI_TABLE_COMPATIBLE,
+        TWI_TABLE_COMPOSED,
     TWI_TABLE_CLASSES, TWI_TABLE_GRAPHEME_EXTEND, TWI_TABLE_GRAPHEME_PREPEND, TWI_TABLE_GRAPHEME_CONTROL,
     TWI_TABLE_PICTOGRAPH, TWI_TABLE_CONJUNCT_CONSONANT, TWI_TABLE_CONJUNCT_EXTEND, TWI_TABLE_CONJUNCT_LINKER
 };
@@ -7589,7 +7616,8 @@ static uint32_t twi_cell(const twi_pages *pages, uint32_t c) {
     return pages->cells[(size_t)pages->page[c / TWI_PAGE] * TWI_PAGE + c % TWI_PAGE];
 }
 
-/* Runs of characters whose images have one length: image j of character c is images[j], plus c - first where step is 1. */
+/* Runs of characters whose images have one length: image j of character c is images[j], plus c - first where
+   step is 1. */
 typedef struct twi_image_run { uint32_t first, count, step, length, image; } twi_image_run;
 typedef struct twi_images { twi_image_run *runs; uint32_t *images; size_t count; } twi_images;
 
@@ -7720,7 +7748,8 @@ static uint32_t twi_image_of(const twi_images *table, uint32_t c, uint32_t out[T
         if (table->runs[middle].first <= c) low = middle; else high = middle;
     }
     run = &table->runs[low];
-    for (j = 0; j < run->length && j < TWI_MAX_IMAGES; j++) out[j] = table->images[run->image + j] + (run->step ? c - run->first : 0);
+    for (j = 0; j < run->length && j < TWI_MAX_IMAGES; j++)
+        out[j] = table->images[run->image + j] + (run->step ? c - run->first : 0);
     return j;
 }
 
@@ -7745,7 +7774,8 @@ static uint32_t twi_compose(const twi_unicode *unicode, uint32_t a, uint32_t b) 
     size_t low = 0, high = unicode->pair_count;
     if (a >= TWI_LEAD && a < TWI_LEAD + 19 && b >= TWI_VOWEL && b < TWI_VOWEL + 21)
         return TWI_HANGUL + ((a - TWI_LEAD) * 21 + (b - TWI_VOWEL)) * 28;
-    if (a >= TWI_HANGUL && a < TWI_HANGUL + TWI_HANGUL_COUNT && (a - TWI_HANGUL) % 28 == 0 && b > TWI_TAIL && b < TWI_TAIL + 28)
+    if (a >= TWI_HANGUL && a < TWI_HANGUL + TWI_HANGUL_COUNT && (a - TWI_HANGUL) % 28 == 0 && b > TWI_TAIL
+        && b < TWI_TAIL + 28)
         return a + (b - TWI_TAIL);
     while (low < high) {
         size_t middle = (low + high) / 2;
@@ -7788,14 +7818,21 @@ static bool twi_make_pairs(twi_region *region, twi_unicode *u) {
 }
 
 static bool twi_make_unicode(twi_region *region, twi_unicode *u) {
-    static const uint32_t spaces[][2] = { { 9, 13 }, { 32, 32 }, { 0x85, 0x85 }, { 0xA0, 0xA0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200A },
-                                          { 0x2028, 0x2029 }, { 0x202F, 0x202F }, { 0x205F, 0x205F }, { 0x3000, 0x3000 } };
-    static const uint32_t chinese[][2] = { { 0x4E00, 0x9FFF }, { 0x3400, 0x4DBF }, { 0x20000, 0x2A6DF }, { 0x2A700, 0x2B73F },
-                                           { 0x2B740, 0x2B81F }, { 0x2B920, 0x2CEAF }, { 0xF900, 0xFAFF }, { 0x2F800, 0x2FA1F } };
+    static const uint32_t spaces[][2] =
+        { { 9, 13 }, { 32, 32 }, { 0x85, 0x85 }, { 0xA0, 0xA0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200A },
+                                          { 0x2028, 0x2029 }, { 0x202F, 0x202F }, { 0x205F, 0x205F },
+                                              { 0x3000, 0x3000 } };
+    static const uint32_t chinese[][2] =
+        { { 0x4E00, 0x9FFF }, { 0x3400, 0x4DBF }, { 0x20000, 0x2A6DF }, { 0x2A700, 0x2B73F },
+                                           { 0x2B740, 0x2B81F }, { 0x2B920, 0x2CEAF }, { 0xF900, 0xFAFF },
+                                               { 0x2F800, 0x2FA1F } };
     static const struct { int table; uint32_t bit; } sets[] = {
-        { TWI_TABLE_LETTER, TWI_IS_LETTER }, { TWI_TABLE_NUMBER, TWI_IS_NUMBER }, { TWI_TABLE_WORD, TWI_IS_WORD }, { TWI_TABLE_DIGIT, TWI_IS_DIGIT },
-        { TWI_TABLE_PUNCTUATION, TWI_IS_PUNCTUATION }, { TWI_TABLE_CONTROL, TWI_IS_CONTROL }, { TWI_TABLE_NONSPACING, TWI_IS_NONSPACING },
-        { TWI_TABLE_MARK, TWI_IS_MARK }, { TWI_TABLE_NUMERIC, TWI_IS_NUMERIC }, { TWI_TABLE_COMPOSED, TWI_IS_COMPOSED } };
+        { TWI_TABLE_LETTER, TWI_IS_LETTER }, { TWI_TABLE_NUMBER, TWI_IS_NUMBER }, { TWI_TABLE_WORD, TWI_IS_WORD },
+            { TWI_TABLE_DIGIT, TWI_IS_DIGIT },
+        { TWI_TABLE_PUNCTUATION, TWI_IS_PUNCTUATION }, { TWI_TABLE_CONTROL, TWI_IS_CONTROL },
+            { TWI_TABLE_NONSPACING, TWI_IS_NONSPACING },
+        { TWI_TABLE_MARK, TWI_IS_MARK }, { TWI_TABLE_NUMERIC, TWI_IS_NUMERIC },
+            { TWI_TABLE_COMPOSED, TWI_IS_COMPOSED } };
     uint16_t *kinds = (uint16_t *)twi_alloc(region, TWI_CODES, sizeof *kinds);
     uint16_t *classes = (uint16_t *)twi_alloc(region, TWI_CODES, sizeof *classes);
     twi_numbers n = twi_numbers_of(TWI_TABLE_CLASSES);
@@ -7805,8 +7842,10 @@ static bool twi_make_unicode(twi_region *region, twi_unicode *u) {
     if (!ok) return false;
     for (i = 0; i < sizeof sets / sizeof *sets; i++) twi_add_set(kinds, sets[i].table, sets[i].bit);
     for (i = 0; i < sizeof spaces / sizeof *spaces; i++) twi_add_range(kinds, spaces[i][0], spaces[i][1], TWI_IS_SPACE);
-    for (i = 0; i < sizeof chinese / sizeof *chinese; i++) twi_add_range(kinds, chinese[i][0], chinese[i][1], TWI_IS_CHINESE);
-    while (twi_next_number(&n, &class_number) && twi_next_number(&n, &runs)) twi_add_runs(classes, &n, runs, class_number);
+    for (i = 0; i < sizeof chinese / sizeof *chinese; i++)
+        twi_add_range(kinds, chinese[i][0], chinese[i][1], TWI_IS_CHINESE);
+    while (twi_next_number(&n, &class_number) && twi_next_number(&n, &runs))
+        twi_add_runs(classes, &n, runs, class_number);
     for (c = 0; c < TWI_CODES; c++) if (classes[c]) kinds[c] |= TWI_IS_REORDERED;
     ok = twi_read_images(region, &u->lower, TWI_TABLE_LOWER, kinds, TWI_HAS_LOWER)
       && twi_read_images(region, &u->canonical, TWI_TABLE_CANONICAL, kinds, TWI_HAS_CANONICAL)
@@ -7818,22 +7857,27 @@ static bool twi_make_unicode(twi_region *region, twi_unicode *u) {
     return ok;
 }
 
-/* -- graphemes -----------------------------------------------------------------------------------
+/* -- graphemes ------------------------------------------------------------------------------------
    What a reader takes for one character: a letter with its accents, a flag of two regional
    indicators, a family of emoji.  The rules are GB3 to GB13 of Unicode's annex 29. */
 enum {
-    TWI_G_EXTEND = 1, TWI_G_PREPEND = 2, TWI_G_CONTROL = 4, TWI_G_PICTOGRAPH = 8, TWI_G_CONSONANT = 16, TWI_G_CONJUNCT = 32,
-    TWI_G_LINKER = 64, TWI_G_L = 128, TWI_G_V = 256, TWI_G_T = 512, TWI_G_LV = 1024, TWI_G_LVT = 2048, TWI_G_REGIONAL = 4096,
+    TWI_G_EXTEND = 1, TWI_G_PREPEND = 2, TWI_G_CONTROL = 4, TWI_G_PICTOGRAPH = 8, TWI_G_CONSONANT = 16,
+        TWI_G_CONJUNCT = 32,
+    TWI_G_LINKER = 64, TWI_G_L = 128, TWI_G_V = 256, TWI_G_T = 512, TWI_G_LV = 1024, TWI_G_LVT = 2048,
+        TWI_G_REGIONAL = 4096,
     TWI_G_JOINER = 8192
 };
 
 static bool twi_make_clusters(twi_region *region, twi_unicode *u) {
     static const struct { int table; uint32_t bit; } sets[] = {
-        { TWI_TABLE_GRAPHEME_EXTEND, TWI_G_EXTEND }, { TWI_TABLE_GRAPHEME_PREPEND, TWI_G_PREPEND }, { TWI_TABLE_GRAPHEME_CONTROL, TWI_G_CONTROL },
+        { TWI_TABLE_GRAPHEME_EXTEND, TWI_G_EXTEND }, { TWI_TABLE_GRAPHEME_PREPEND, TWI_G_PREPEND },
+            { TWI_TABLE_GRAPHEME_CONTROL, TWI_G_CONTROL },
         { TWI_TABLE_PICTOGRAPH, TWI_G_PICTOGRAPH }, { TWI_TABLE_CONJUNCT_CONSONANT, TWI_G_CONSONANT },
         { TWI_TABLE_CONJUNCT_EXTEND, TWI_G_CONJUNCT }, { TWI_TABLE_CONJUNCT_LINKER, TWI_G_LINKER } };
-    static const uint32_t ranges[][3] = { { 0x1100, 0x115F, TWI_G_L }, { 0xA960, 0xA97C, TWI_G_L }, { 0x1160, 0x11A7, TWI_G_V },
-        { 0xD7B0, 0xD7C6, TWI_G_V }, { 0x11A8, 0x11FF, TWI_G_T }, { 0xD7CB, 0xD7FB, TWI_G_T }, { 0x1F1E6, 0x1F1FF, TWI_G_REGIONAL },
+    static const uint32_t ranges[][3] =
+        { { 0x1100, 0x115F, TWI_G_L }, { 0xA960, 0xA97C, TWI_G_L }, { 0x1160, 0x11A7, TWI_G_V },
+        { 0xD7B0, 0xD7C6, TWI_G_V }, { 0x11A8, 0x11FF, TWI_G_T }, { 0xD7CB, 0xD7FB, TWI_G_T },
+            { 0x1F1E6, 0x1F1FF, TWI_G_REGIONAL },
         { 0x200D, 0x200D, TWI_G_JOINER } };
     uint16_t *flat;
     uint32_t c;
@@ -7844,7 +7888,8 @@ static bool twi_make_clusters(twi_region *region, twi_unicode *u) {
     if (!flat) return false;
     for (i = 0; i < sizeof sets / sizeof *sets; i++) twi_add_set(flat, sets[i].table, sets[i].bit);
     for (i = 0; i < sizeof ranges / sizeof *ranges; i++) twi_add_range(flat, ranges[i][0], ranges[i][1], ranges[i][2]);
-    for (c = TWI_HANGUL; c < TWI_HANGUL + TWI_HANGUL_COUNT; c++) flat[c] |= (c - TWI_HANGUL) % 28 ? TWI_G_LVT : TWI_G_LV;
+    for (c = TWI_HANGUL; c < TWI_HANGUL + TWI_HANGUL_COUNT; c++) flat[c] |= (c - TWI_HANGUL)
+        % 28 ? TWI_G_LVT : TWI_G_LV;
     ok = twi_make_pages(region, &u->clusters, flat);
     twi_free(region, flat);
     return ok;
@@ -7853,7 +7898,8 @@ static bool twi_make_clusters(twi_region *region, twi_unicode *u) {
 /* The bytes of the first grapheme of a valid UTF-8 text of n > 0 bytes. */
 static size_t twi_grapheme(const twi_unicode *u, const char *s, size_t n) {
     uint32_t c, before, now, regionals, first;
-    bool valid, pictograph, conjunct = false, linked = false;               /* an emoji (and joiner), a consonant (and linker) is open */
+    /* an emoji (and joiner), a consonant (and linker) is open */
+    bool valid, pictograph, conjunct = false, linked = false;
     size_t at = (size_t)twi_utf8_read(s, n, &c, &valid);
     before = twi_cell(&u->clusters, c);
     first = c;
@@ -7885,7 +7931,7 @@ static size_t twi_grapheme(const twi_unicode *u, const char *s, size_t n) {
     return at;
 }
 
-/* -- vocabularies --------------------------------------------------------------------------------
+/* -- vocabularies ---------------------------------------------------------------------------------
    Spellings by id, and ids by spelling.  Ids may have holes; the list is as long as the largest id,
    so a file whose ids are far apart is refused before it sizes anything. */
 typedef struct twi_spelling { size_t start; int32_t length; } twi_spelling;     /* length -1: no such id */
@@ -7901,6 +7947,7 @@ typedef struct twi_vocabulary {
 } twi_vocabulary;
 
 static const char *twi_spelling_of(const twi_vocabulary *v, int64_t id, size_t *length) {
+    if (length) *length = 0;
     if (id < 0 || (size_t)id >= v->count || v->list[id].length < 0) return NULL;
     if (length) *length = (size_t)v->list[id].length;
     return v->bytes + v->list[id].start;
@@ -7913,7 +7960,8 @@ static uint64_t *twi_vocabulary_slot(const twi_vocabulary *v, const char *s, siz
     if (!v->index.slots) return NULL;
     while ((id = twi_index_next(&v->index, hash, &cursor)) != TWI_NOWHERE) {
         const twi_spelling *spelling = &v->list[id];
-        if ((size_t)spelling->length == n && memcmp(v->bytes + spelling->start, s, n) == 0) return &v->index.slots[(cursor - 1) & v->index.mask];
+        if ((size_t)spelling->length == n && memcmp(v->bytes + spelling->start, s, n) == 0)
+            return &v->index.slots[(cursor - 1) & v->index.mask];
     }
     return NULL;
 }
@@ -7930,20 +7978,25 @@ static bool twi_vocabulary_reindex(twi_vocabulary *v, size_t count) {
     if (!memory) return false;
     v->index = twi_index_of(memory, slots);
     if (old.slots) {
-        for (i = 0; i <= old.mask; i++) if (old.slots[i]) twi_index_add(&v->index, (uint32_t)(old.slots[i] >> 32), (uint32_t)(old.slots[i] & 0xFFFFFFFFu) - 1);
+        for (i = 0; i <= old.mask; i++) if (old.slots[i])
+            twi_index_add(&v->index, (uint32_t)(old.slots[i] >> 32), (uint32_t)(old.slots[i] & 0xFFFFFFFFu) - 1);
         twi_free(v->region, old.slots);
     }
     return true;
 }
 
-/* Gives a spelling an id.  One that is known already gets the new id (as in Python, where the last of equal keys counts). */
+/* Gives a spelling an id.  One that is known already gets the new id (as in Python, where the last of equal keys
+   counts). */
 static bool twi_vocabulary_put(twi_vocabulary *v, const char *s, size_t n, int64_t id) {
     uint32_t hash = twi_hash(s, n, 0);
     uint64_t *slot;
     char *bytes;
     twi_spelling *list;
     size_t i;
-    if (n > INT32_MAX || id < 0 || id >= INT32_MAX) { twi_fail(v->region->tw, TW_E_RANGE, "tokenizer: a token's id or length is out of range"); return false; }
+    if (n > INT32_MAX || id < 0 || id >= INT32_MAX) {
+        twi_fail(v->region->tw, TW_E_RANGE, "tokenizer: a token's id or length is out of range");
+        return false;
+    }
     bytes = (char *)twi_grow(v->region, v->bytes, v->used, &v->bytes_capacity, v->used + n + 1, 1);
     if (!bytes) return false;
     v->bytes = bytes;
@@ -7967,11 +8020,13 @@ static bool twi_vocabulary_put(twi_vocabulary *v, const char *s, size_t n, int64
     return true;
 }
 
-/* -- tries ---------------------------------------------------------------------------------------
+/* -- tries ----------------------------------------------------------------------------------------
    A tree of bytes in which every way from the root spells the beginning of a token.  The nodes stand
    level by level, the children of one node side by side and in order: node i's are child[i] up to child[i+1]. */
-typedef struct twi_trie_node { uint32_t child; int32_t value; uint8_t label; } twi_trie_node;     /* value: a token that ends here, or -1 */
-typedef struct twi_trie { twi_trie_node *nodes; uint32_t count; uint32_t root[256]; } twi_trie;    /* root: node 0's children by byte; 0: none */
+/* value: a token that ends here, or -1 */
+typedef struct twi_trie_node { uint32_t child; int32_t value; uint8_t label; } twi_trie_node;
+/* root: node 0's children by byte; 0: none */
+typedef struct twi_trie { twi_trie_node *nodes; uint32_t count; uint32_t root[256]; } twi_trie;
 
 static uint32_t twi_trie_step(const twi_trie *trie, uint32_t node, unsigned char byte) {
     uint32_t low, high;
@@ -7987,7 +8042,8 @@ static uint32_t twi_trie_step(const twi_trie *trie, uint32_t node, unsigned char
 }
 
 /* Moves the items of one node, list[low] to list[high], into the order of their byte at `depth`. */
-static void twi_sort_by_byte(const twi_vocabulary *v, uint32_t *list, uint32_t *spare, size_t low, size_t high, size_t depth) {
+static void twi_sort_by_byte(const twi_vocabulary *v, uint32_t *list, uint32_t *spare, size_t low, size_t high,
+                             size_t depth) {
 #define TWI_BYTE(item) ((unsigned char)v->bytes[v->list[item].start + depth])
     size_t i, j, counts[257];
     if (high - low <= 24) {
@@ -8055,13 +8111,14 @@ static bool twi_make_trie(twi_region *region, twi_trie *trie, const twi_vocabula
 #undef TWI_BYTE
 }
 
-/* -- character maps ------------------------------------------------------------------------------
+/* -- character maps -------------------------------------------------------------------------------
    SentencePiece compiles its normalization rules into a trie of its own (Yata's double array, after
    Darts-clone) and a list of replacements: u32 bytes of the trie, the trie, the texts with a NUL
    behind each.  A unit of the trie: bits 0-7 the byte it belongs to, bit 8 "a rule ends here", bits
    10-30 what to XOR the position with to come to the children, bit 9 makes that 256 times as much;
    a value (bit 31 set) is where the replacement begins.  Whatever the file says, nothing is read outside of it. */
-typedef struct twi_charsmap { const unsigned char *units; size_t count; const char *texts; size_t text_bytes; } twi_charsmap;
+typedef struct twi_charsmap {
+    const unsigned char *units; size_t count; const char *texts; size_t text_bytes; } twi_charsmap;
 
 static uint32_t twi_little_endian(const unsigned char *p) {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
@@ -8072,7 +8129,10 @@ static bool twi_open_charsmap(tw_context *tw, twi_charsmap *map, const unsigned 
     memset(map, 0, sizeof *map);
     if (n == 0) return true;
     bytes = n >= 4 ? twi_little_endian(data) : 0;
-    if (n < 5 || bytes > n - 4 || bytes < 4) { twi_fail(tw, TW_E_FORMAT, "tokenizer: precompiled_charsmap is cut short (%lu bytes)", (unsigned long)n); return false; }
+    if (n < 5 || bytes > n - 4 || bytes < 4) {
+        twi_fail(tw, TW_E_FORMAT, "tokenizer: precompiled_charsmap is cut short (%lu bytes)", (unsigned long)n);
+        return false;
+    }
     map->units = data + 4;
     map->count = bytes / 4;
     map->texts = (const char *)data + 4 + bytes;
@@ -8082,7 +8142,8 @@ static bool twi_open_charsmap(tw_context *tw, twi_charsmap *map, const unsigned 
 
 /* The first (or, with `longest`, the longest) rule that n bytes at s begin with: how many bytes it
    takes, 0 for none, and its replacement. */
-static size_t twi_charsmap_find(const twi_charsmap *map, const char *s, size_t n, bool longest, const char **text, size_t *length) {
+static size_t twi_charsmap_find(const twi_charsmap *map, const char *s, size_t n, bool longest, const char **text,
+                                size_t *length) {
     size_t at = 0, i, found = 0, start, end;
     uint32_t unit;
     if (map->count == 0) return 0;
@@ -8119,7 +8180,8 @@ typedef struct twi_source {              /* a text: valid UTF-8 */
     size_t            base;
 } twi_source;
 
-typedef struct twi_buffer { char *text; twi_origin *origins; size_t length, text_capacity, origin_capacity; } twi_buffer;
+typedef struct twi_buffer {
+    char *text; twi_origin *origins; size_t length, text_capacity, origin_capacity; } twi_buffer;
 
 static size_t twi_char_size(char lead) {                                    /* of valid UTF-8 */
     unsigned char c = (unsigned char)lead;
@@ -8136,7 +8198,8 @@ static uint32_t twi_char_at(const char *s, size_t *size) {
     return (u[0] & 7u) << 18 | (u[1] & 0x3Fu) << 12 | (u[2] & 0x3Fu) << 6 | (u[3] & 0x3Fu);
 }
 
-static bool twi_is_inside(const char *s) { return ((unsigned char)*s & 0xC0) == 0x80; }     /* not the first byte of a character */
+/* not the first byte of a character */
+static bool twi_is_inside(const char *s) { return ((unsigned char)*s & 0xC0) == 0x80; }
 
 static twi_origin twi_origin_at(const twi_source *view, size_t i) {
     twi_origin o;
@@ -8161,10 +8224,14 @@ static twi_origin twi_origin_of(const twi_source *view, size_t begin, size_t end
 static bool twi_buffer_reserve(twi_region *region, twi_buffer *b, size_t more) {
     void *text, *origins;
     if (b->length + more <= b->text_capacity && b->length + more <= b->origin_capacity) return true;
-    if (b->length + more > INT32_MAX) { twi_fail(region->tw, TW_E_RANGE, "tokenizer: the normalized text is 2 GiB or more"); return false; }
+    if (b->length + more > INT32_MAX) {
+        twi_fail(region->tw, TW_E_RANGE, "tokenizer: the normalized text is 2 GiB or more");
+        return false;
+    }
     text = twi_grow(region, b->text, b->length, &b->text_capacity, b->length + more, 1);
     if (text) b->text = (char *)text;
-    origins = text ? twi_grow(region, b->origins, b->length, &b->origin_capacity, b->length + more, sizeof *b->origins) : NULL;
+    origins = text ? twi_grow(region, b->origins, b->length, &b->origin_capacity, b->length + more, sizeof *b->origins)
+        : NULL;
     if (origins) b->origins = (twi_origin *)origins;
     return origins != NULL;
 }
@@ -8252,7 +8319,8 @@ static void twi_form_put(twi_form *f, uint32_t code, int32_t change) {
         else o.begin = o.end = (uint32_t)f->in.base;
     } else {
         o = twi_origin_at(&f->in, at);
-        for (change = 1 - change; change > 0 && f->at < f->in.length; change--) f->at += twi_char_size(f->in.text[f->at]);
+        for (change = 1 - change; change > 0 && f->at < f->in.length; change--)
+            f->at += twi_char_size(f->in.text[f->at]);
     }
     f->ok = f->ok && twi_buffer_put(f->region, f->out, code, o);
 }
@@ -8281,7 +8349,8 @@ static void twi_form_next(twi_form *f, uint32_t code, int32_t change, uint32_t o
         f->base_change = change;
         return;
     }
-    grown = twi_grow(f->region, f->behind, f->behind_count, &f->behind_capacity, f->behind_count + 1, sizeof *f->behind);
+    grown = twi_grow(f->region, f->behind, f->behind_count, &f->behind_capacity, f->behind_count + 1,
+                     sizeof *f->behind);
     if (!grown) { f->ok = false; return; }
     f->behind = (twi_accent *)grown;
     f->behind[f->behind_count].code = code;
@@ -8327,7 +8396,8 @@ static void twi_form_take(twi_form *f, uint32_t code, int32_t change) {
     f->accents[f->count++].order = order;
 }
 
-static bool twi_normal_form(twi_region *region, const twi_unicode *unicode, const twi_source *in, twi_buffer *out, bool compatible, bool compose) {
+static bool twi_normal_form(twi_region *region, const twi_unicode *unicode, const twi_source *in, twi_buffer *out,
+                            bool compatible, bool compose) {
     twi_form f;
     uint32_t images[TWI_MAX_IMAGES], code, kind, n, j;
     size_t i, size;
@@ -8355,16 +8425,18 @@ static bool twi_normal_form(twi_region *region, const twi_unicode *unicode, cons
     return f.ok;
 }
 
-/* -- patterns ------------------------------------------------------------------------------------
+/* -- patterns -------------------------------------------------------------------------------------
    tokenizer.json may hold regular expressions.  This is a small matcher for what such files use:
    literals, classes, \s \d \w \p{L} \p{N} \p{M}, groups, alternatives, counts, (?i: ), (?= ) and (?! ).  A pattern
    becomes a list of instructions that run with a stack of their own, the first alternative first, so
    results are those of Perl and Oniguruma.  A match that needs more steps than it has room for is an
    error, not a hang. */
-enum { TWI_P_SET, TWI_P_RUN, TWI_P_FORK, TWI_P_JUMP, TWI_P_AHEAD, TWI_P_NOT_AHEAD, TWI_P_START, TWI_P_END, TWI_P_MATCH };
+enum { TWI_P_SET, TWI_P_RUN, TWI_P_FORK, TWI_P_JUMP, TWI_P_AHEAD, TWI_P_NOT_AHEAD, TWI_P_START, TWI_P_END,
+    TWI_P_MATCH };
 enum { TWI_PATTERN_SIZE = 4096 };      /* instructions, and class items, that one pattern may have */
 
-typedef struct twi_instruction { uint8_t kind; bool lazy, possessive; uint32_t set, a, b; } twi_instruction;   /* RUN: a to b characters; FORK: a, else b; AHEAD: up to a */
+/* RUN: a to b characters; FORK: a, else b; AHEAD: up to a */
+typedef struct twi_instruction { uint8_t kind; bool lazy, possessive; uint32_t set, a, b; } twi_instruction;
 typedef struct twi_class_item { uint32_t low, high; uint32_t kinds, not_kinds; bool by_kind; } twi_class_item;
 typedef struct twi_class { uint32_t first, count; bool negative, fold, alone; } twi_class;
 
@@ -8374,7 +8446,8 @@ typedef struct twi_pattern {
     twi_class_item *items; size_t item_count, item_capacity;
 } twi_pattern;
 
-typedef struct twi_pattern_frame { uint32_t op; bool run; size_t at, floor; } twi_pattern_frame;    /* a run may give characters back, down to floor */
+/* a run may give characters back, down to floor */
+typedef struct twi_pattern_frame { uint32_t op; bool run; size_t at, floor; } twi_pattern_frame;
 typedef struct twi_pattern_stack { twi_pattern_frame *list; size_t count, capacity; } twi_pattern_stack;
 
 static uint32_t twi_fold(const twi_unicode *u, uint32_t c) {
@@ -8406,7 +8479,8 @@ static bool twi_in_class(const twi_unicode *u, const twi_pattern *p, uint32_t se
 }
 
 /* Does the pattern match at `from`?  The end of the match, or SIZE_MAX. */
-static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_pattern *p, uint32_t start, const char *s, size_t n, size_t from,
+static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_pattern *p, uint32_t start,
+                           const char *s, size_t n, size_t from,
                            twi_pattern_stack *stack, int64_t *steps) {
     size_t at = from, size = 0, bottom = stack->count;
     uint32_t pc = start, count;
@@ -8417,17 +8491,23 @@ static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_p
         frame.op = pc;
         frame.run = op->kind == TWI_P_RUN;
         frame.at = frame.floor = 0;
-        if (--*steps < 0) { twi_fail(region->tw, TW_E_RANGE, "tokenizer: a pattern of tokenizer.json takes too long on this text"); stack->count = bottom; return SIZE_MAX; }
+        if (--*steps < 0) {
+            twi_fail(region->tw, TW_E_RANGE, "tokenizer: a pattern of tokenizer.json takes too long on this text");
+            stack->count = bottom;
+            return SIZE_MAX;
+        }
         switch (op->kind) {
         case TWI_P_SET:
             if (at < n && twi_in_class(u, p, op->set, twi_char_at(s + at, &size))) { at += size; pc++; }
             else failed = true;
             break;
         case TWI_P_RUN:
-            for (count = 0; count < op->a && at < n && twi_in_class(u, p, op->set, twi_char_at(s + at, &size)); count++) at += size;
+            for (count = 0; count < op->a && at < n && twi_in_class(u, p, op->set, twi_char_at(s + at, &size)); count++)
+                at += size;
             if (count < op->a) { failed = true; break; }
             frame.floor = at;
-            if (!op->lazy) for (; count < op->b && at < n && twi_in_class(u, p, op->set, twi_char_at(s + at, &size)); count++, --*steps) at += size;
+            if (!op->lazy) for (; count < op->b && at < n && twi_in_class(u, p, op->set, twi_char_at(s + at, &size));
+                count++, --*steps) at += size;
             frame.at = at;
             push = !op->possessive && (op->lazy ? op->b > op->a : at > frame.floor);
             if (op->lazy) frame.floor = op->b - op->a;                      /* lazily: how many more it may take */
@@ -8437,7 +8517,8 @@ static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_p
         case TWI_P_JUMP: pc = op->a; break;
         case TWI_P_AHEAD:
         case TWI_P_NOT_AHEAD: {
-            bool there = twi_match_at(region, u, p, pc + 1, s, n, at, stack, steps) != SIZE_MAX;    /* parsing allows three levels */
+            /* parsing allows three levels */
+            bool there = twi_match_at(region, u, p, pc + 1, s, n, at, stack, steps) != SIZE_MAX;
             if (there == (op->kind == TWI_P_AHEAD)) pc = op->a; else failed = true;
             break;
         }
@@ -8446,7 +8527,8 @@ static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_p
         default: stack->count = bottom; return at;
         }
         if (push) {
-            void *grown = twi_grow(region, stack->list, stack->count, &stack->capacity, stack->count + 1, sizeof *stack->list);
+            void *grown = twi_grow(region, stack->list, stack->count, &stack->capacity, stack->count + 1,
+                                   sizeof *stack->list);
             if (!grown) { stack->count = bottom; return SIZE_MAX; }
             stack->list = (twi_pattern_frame *)grown;
             stack->list[stack->count++] = frame;
@@ -8473,14 +8555,17 @@ static size_t twi_match_at(twi_region *region, const twi_unicode *u, const twi_p
     }
 }
 
-/* -- patterns: reading them ------------------------------------------------------------------------ */
+/* -- patterns: reading them -------------------------------------------------------------------- */
 enum { TWI_PATTERN_DEPTH = 12 };
 
-typedef struct twi_parser { twi_region *region; twi_pattern *p; const char *s; size_t n, at; bool fold; int depth; const char *why; } twi_parser;
+typedef struct twi_parser {
+    twi_region *region; twi_pattern *p; const char *s; size_t n, at; bool fold; int depth; const char *why;
+    } twi_parser;
 
 static twi_instruction *twi_pattern_op(twi_parser *q, uint8_t kind) {
     void *grown = q->why || q->p->op_count >= TWI_PATTERN_SIZE ? NULL
-        : twi_grow(q->region, q->p->ops, q->p->op_count, &q->p->op_capacity, q->p->op_count + 1, sizeof(twi_instruction));
+        : twi_grow(q->region, q->p->ops, q->p->op_count, &q->p->op_capacity, q->p->op_count + 1,
+                   sizeof(twi_instruction));
     if (!grown) { if (!q->why) q->why = "is too large"; return NULL; }
     q->p->ops = (twi_instruction *)grown;
     memset(&q->p->ops[q->p->op_count], 0, sizeof(twi_instruction));
@@ -8504,7 +8589,9 @@ static void twi_class_put(twi_parser *q, uint32_t low, uint32_t high, uint32_t k
 }
 
 static void twi_class_begin(twi_parser *q) {
-    void *grown = q->why ? NULL : twi_grow(q->region, q->p->classes, q->p->class_count, &q->p->class_capacity, q->p->class_count + 1, sizeof(twi_class));
+    void *grown = q->why ? NULL
+        : twi_grow(q->region, q->p->classes, q->p->class_count, &q->p->class_capacity, q->p->class_count + 1,
+                   sizeof(twi_class));
     if (!grown) { if (!q->why) q->why = "is too large"; return; }
     q->p->classes = (twi_class *)grown;
     q->p->classes[q->p->class_count].first = (uint32_t)q->p->item_count;
@@ -8552,7 +8639,8 @@ static bool twi_parse_escape(twi_parser *q, uint32_t *kinds, uint32_t *not_kinds
             if (q->at < q->n && q->s[q->at] == '^') { negative = !negative; start = ++q->at; }
             while (q->at < q->n && q->s[q->at] != '}') q->at++;
             for (i = 0; i < sizeof properties / sizeof *properties; i++)
-                if (strlen(properties[i].name) == q->at - start && memcmp(properties[i].name, q->s + start, q->at - start) == 0) kind = properties[i].kind;
+                if (strlen(properties[i].name) == q->at - start
+                    && memcmp(properties[i].name, q->s + start, q->at - start) == 0) kind = properties[i].kind;
             q->at++;
         }
         if (!kind) q->why = "has a property that is not supported";
@@ -8563,14 +8651,16 @@ static bool twi_parse_escape(twi_parser *q, uint32_t *kinds, uint32_t *not_kinds
         start = *c == 'x' ? 2 : 4;
         for (i = 0; i < start && q->at < q->n; i++, q->at++) {
             char h = q->s[q->at];
-            digit = h >= '0' && h <= '9' ? (uint32_t)(h - '0') : h >= 'a' && h <= 'f' ? (uint32_t)(h - 'a') + 10 : h >= 'A' && h <= 'F' ? (uint32_t)(h - 'A') + 10 : 16;
+            digit = h >= '0' && h <= '9' ? (uint32_t)(h - '0') : h >= 'a' && h <= 'f' ? (uint32_t)(h - 'a') + 10
+                : h >= 'A' && h <= 'F' ? (uint32_t)(h - 'A') + 10 : 16;
             if (digit > 15) { q->why = "has an escape that is not supported"; return false; }
             value = value * 16 + digit;
         }
         *c = value;
         return false;
     default:
-        if ((*c >= '0' && *c <= '9') || (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z')) q->why = "has an escape that is not supported";
+        if ((*c >= '0' && *c <= '9') || (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z'))
+            q->why = "has an escape that is not supported";
         return false;
     }
 }
@@ -8585,20 +8675,30 @@ static void twi_parse_class(twi_parser *q) {                                /* b
         if (q->at >= q->n) { q->why = "has an open class"; return; }
         low = twi_parser_char(q);
         if (low == ']' && !first) return;
-        if (low == '[' || (low == '&' && q->at < q->n && q->s[q->at] == '&')) { q->why = "has a class within a class, which is not supported"; return; }
-        if (low == '\\' && twi_parse_escape(q, &kinds, &not_kinds, &low)) { twi_class_put(q, 0, 0, kinds, not_kinds); continue; }
+        if (low == '[' || (low == '&' && q->at < q->n && q->s[q->at] == '&')) {
+            q->why = "has a class within a class, which is not supported";
+            return;
+        }
+        if (low == '\\' && twi_parse_escape(q, &kinds, &not_kinds, &low)) {
+            twi_class_put(q, 0, 0, kinds, not_kinds);
+            continue;
+        }
         high = low;
         if (q->at + 1 < q->n && q->s[q->at] == '-' && q->s[q->at + 1] != ']') {
             q->at++;
             high = twi_parser_char(q);
-            if (high == '\\' && twi_parse_escape(q, &kinds, &not_kinds, &high)) { q->why = "has a range that ends in a class"; return; }
+            if (high == '\\' && twi_parse_escape(q, &kinds, &not_kinds, &high)) {
+                q->why = "has a range that ends in a class";
+                return;
+            }
             if (high < low) { q->why = "has a range that runs backwards"; return; }
         }
         twi_class_put(q, low, high, 0, 0);
     }
 }
 
-/* Where the group or alternative that goes on at `at` ends: the position of its ')' (or '|', if asked for), or the end. */
+/* Where the group or alternative that goes on at `at` ends: the position of its ')' (or '|', if asked for), or
+   the end. */
 static size_t twi_pattern_end(const twi_parser *q, size_t at, bool stop_at_bar) {
     int depth = 0;
     bool in_class = false;
@@ -8625,7 +8725,10 @@ static bool twi_parse_count(twi_parser *q, size_t *at, uint32_t *low, uint32_t *
         uint32_t values[2] = { 0, 0 }, which = 0, digits = 0;
         for (; i < q->n && q->s[i] != '}'; i++) {
             if (q->s[i] == ',' && which == 0) which = 1;
-            else if (q->s[i] >= '0' && q->s[i] <= '9' && values[which] < 10000) { values[which] = values[which] * 10 + (uint32_t)(q->s[i] - '0'); digits |= 1u << which; }
+            else if (q->s[i] >= '0' && q->s[i] <= '9' && values[which] < 10000) {
+                values[which] = values[which] * 10 + (uint32_t)(q->s[i] - '0');
+                digits |= 1u << which;
+            }
             else return false;                                              /* a brace that means itself */
         }
         if (i >= q->n || !(digits & 1)) return false;
@@ -8664,7 +8767,10 @@ static void twi_parse_group(twi_parser *q) {                                /* b
     if (q->s[at] == '?') {
         if (q->s[at + 1] == ':') at += 2;
         else if (q->s[at + 1] == 'i' && q->s[at + 2] == ':') { fold = true; at += 3; }
-        else if (q->s[at + 1] == '=' || q->s[at + 1] == '!') { kind = q->s[at + 1] == '=' ? TWI_P_AHEAD : TWI_P_NOT_AHEAD; at += 2; }
+        else if (q->s[at + 1] == '=' || q->s[at + 1] == '!') {
+            kind = q->s[at + 1] == '=' ? TWI_P_AHEAD : TWI_P_NOT_AHEAD;
+            at += 2;
+        }
         else { q->why = "has a group that is not supported"; return; }
     }
     counted = twi_parse_count(q, &after, &low, &high, &lazy, &possessive);
@@ -8735,7 +8841,8 @@ static void twi_parse_sequence(twi_parser *q, size_t end) {
 }
 
 static void twi_parse_alternatives(twi_parser *q) {
-    uint32_t last = UINT32_MAX, next;                                       /* the jumps to the end are a chain until it is known */
+    /* the jumps to the end are a chain until it is known */
+    uint32_t last = UINT32_MAX, next;
     for (;;) {
         size_t end = twi_pattern_end(q, q->at, true), fork = q->p->op_count;
         twi_instruction *op;
@@ -8767,16 +8874,18 @@ static twi_pattern *twi_compile_pattern(twi_region *region, const char *s, size_
     if (!q.why && q.at < n) q.why = "closes a group that is not open";
     twi_pattern_op(&q, TWI_P_MATCH);
     if (!q.why) return p;
-    twi_fail(region->tw, TW_E_UNSUPPORTED, "tokenizer.json: the pattern \"%.*s\" %s", (int)(n < 200 ? n : 200), s, q.why);
+    twi_fail(region->tw, TW_E_UNSUPPORTED, "tokenizer.json: the pattern \"%.*s\" %s", (int)(n < 200 ? n : 200), s,
+             q.why);
     return NULL;
 }
 
-/* -- splitting a text into words ------------------------------------------------------------------- */
+/* -- splitting a text into words --------------------------------------------------------------- */
 
 /* GPT-2's pattern, by hand, since it is where byte-level tokenizers spend their time, and since a pattern matcher that
    backtracks can be made to overflow its stack:
        's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-   that is: a contraction, or a run of letters, of digits or of other signs, with a blank that stands before it; or a run of
+   that is: a contraction, or a run of letters, of digits or of other signs, with a blank that stands before it;
+   or a run of
    white space, which leaves its last one to the word behind it.  Gives the end of the word that begins at `at`. */
 static size_t twi_gpt2_word(const twi_unicode *u, const char *s, size_t n, size_t at) {
     const uint32_t classes = TWI_IS_LETTER | TWI_IS_NUMBER | TWI_IS_SPACE;
@@ -8800,9 +8909,11 @@ static size_t twi_gpt2_word(const twi_unicode *u, const char *s, size_t n, size_
 
 /* The steps of a tokenizer: normalizers, splitters and decoders are rows of lists. */
 typedef enum twi_step_kind {
-    TWI_N_BERT, TWI_N_FORM, TWI_N_LOWERCASE, TWI_N_STRIP_ACCENTS, TWI_N_STRIP, TWI_N_REPLACE, TWI_N_PREPEND, TWI_N_CHARSMAP, TWI_N_NMT, TWI_N_BYTES,
+    TWI_N_BERT, TWI_N_FORM, TWI_N_LOWERCASE, TWI_N_STRIP_ACCENTS, TWI_N_STRIP, TWI_N_REPLACE, TWI_N_PREPEND,
+        TWI_N_CHARSMAP, TWI_N_NMT, TWI_N_BYTES,
     TWI_S_BYTE_LEVEL, TWI_S_KIND, TWI_S_WORDS, TWI_S_METASPACE, TWI_S_PATTERN, TWI_S_CHARACTER, TWI_S_LENGTH,
-    TWI_D_BYTE_LEVEL, TWI_D_WORDPIECE, TWI_D_METASPACE, TWI_D_BYTE_FALLBACK, TWI_D_FUSE, TWI_D_STRIP, TWI_D_REPLACE, TWI_D_BPE, TWI_D_SENTENCEPIECE
+    TWI_D_BYTE_LEVEL, TWI_D_WORDPIECE, TWI_D_METASPACE, TWI_D_BYTE_FALLBACK, TWI_D_FUSE, TWI_D_STRIP, TWI_D_REPLACE,
+        TWI_D_BPE, TWI_D_SENTENCEPIECE
 } twi_step_kind;
 
 typedef enum twi_behavior { TWI_REMOVED, TWI_ISOLATED, TWI_WITH_PREVIOUS, TWI_WITH_NEXT, TWI_CONTIGUOUS } twi_behavior;
@@ -8817,9 +8928,11 @@ typedef struct twi_step {
     bool          split, invert, cleanup;                        /* METASPACE; PATTERN; WORDPIECE */
     twi_behavior  behavior;                                      /* what becomes of what was matched */
     twi_prepend   prepend;                                       /* METASPACE */
-    uint32_t      kinds, code;                                   /* KIND: the character's bits; CHARACTER, METASPACE, STRIP: which one */
+    /* KIND: the character's bits; CHARACTER, METASPACE, STRIP: which one */
+    uint32_t      kinds, code;
     int64_t       start, stop;                                   /* STRIP of a decoder, LENGTH */
-    const char   *text, *content;                                /* REPLACE: what (if no pattern) by what; PREPEND; WORDPIECE's ## */
+    /* REPLACE: what (if no pattern) by what; PREPEND; WORDPIECE's ## */
+    const char   *text, *content;
     size_t        text_length, content_length;
     twi_pattern  *pattern;
     twi_charsmap  map;
@@ -8875,7 +8988,8 @@ static bool twi_find(twi_finder *f, const char *s, size_t n, size_t at, size_t *
                 *end = twi_match_at(f->region, f->unicode, step->pattern, 0, s, n, at, f->stack, &f->steps);
                 if (*end != SIZE_MAX && *end > at) return true;
                 if (tw_failed(f->region->tw)) return false;
-            } else if (step->text_length && step->text_length <= n - at && memcmp(s + at, step->text, step->text_length) == 0) {
+            } else if (step->text_length && step->text_length <= n - at
+                       && memcmp(s + at, step->text, step->text_length) == 0) {
                 *end = at + step->text_length;
                 return true;
             }
@@ -8896,10 +9010,12 @@ static bool twi_cut_piece(twi_cut *cut, size_t begin, size_t end, bool match) {
     if (begin >= end) return true;
     if (step->invert) match = !match;
     join = out->count > cut->first && ((step->behavior == TWI_CONTIGUOUS && match == before)
-        || (step->behavior == TWI_WITH_PREVIOUS && match && !before) || (step->behavior == TWI_WITH_NEXT && !match && before));
+        || (step->behavior == TWI_WITH_PREVIOUS && match && !before)
+            || (step->behavior == TWI_WITH_NEXT && !match && before));
     cut->matched = match;
     if (join) { out->list[out->count - 1].end = (uint32_t)(cut->base + end); return true; }
-    return (step->behavior == TWI_REMOVED && match) || twi_parts_put(cut->finder->region, out, cut->base + begin, cut->base + end, -1);
+    return (step->behavior == TWI_REMOVED && match)
+        || twi_parts_put(cut->finder->region, out, cut->base + begin, cut->base + end, -1);
 }
 
 static bool twi_split_part(twi_finder *f, const char *s, const twi_part *part, twi_parts *out) {
@@ -8922,15 +9038,19 @@ static bool twi_split_part(twi_finder *f, const char *s, const twi_part *part, t
     return true;
 }
 
-/* -- the tokenizer --------------------------------------------------------------------------------- */
-typedef enum twi_model_kind { TWI_M_BPE, TWI_M_WORDPIECE, TWI_M_UNIGRAM, TWI_M_WORDLEVEL, TWI_M_SP_UNIGRAM, TWI_M_SP_BPE } twi_model_kind;
+/* -- the tokenizer ----------------------------------------------------------------------------- */
+typedef enum twi_model_kind {
+    TWI_M_BPE, TWI_M_WORDPIECE, TWI_M_UNIGRAM, TWI_M_WORDLEVEL, TWI_M_SP_UNIGRAM, TWI_M_SP_BPE } twi_model_kind;
 
-typedef struct twi_merge { uint64_t pair; uint32_t rank; int32_t joined; } twi_merge;        /* pair: left id << 32 | right id, + 1; 0 is free */
+/* pair: left id << 32 | right id, + 1; 0 is free */
+typedef struct twi_merge { uint64_t pair; uint32_t rank; int32_t joined; } twi_merge;
 
 typedef struct twi_piece { int32_t id; uint32_t begin, end; } twi_piece;
 typedef struct twi_symbol { int32_t id, previous, next; uint32_t begin, length; } twi_symbol;
-typedef struct twi_candidate { uint32_t rank, at; int32_t joined; } twi_candidate;           /* joining symbol `at` with the next one */
-typedef struct twi_best { double score; uint32_t begin; int32_t id; } twi_best;              /* the best way to cut up to here ends in this token */
+/* joining symbol `at` with the next one */
+typedef struct twi_candidate { uint32_t rank, at; int32_t joined; } twi_candidate;
+/* the best way to cut up to here ends in this token */
+typedef struct twi_best { double score; uint32_t begin; int32_t id; } twi_best;
 
 /* A word that was cut before.  Most words of a text are among a few thousand. */
 enum { TWI_CACHE_WORD = 24, TWI_CACHE_TOKENS = 8, TWI_CACHE_SETS = 1 << 14, TWI_CACHE_WAYS = 2 };
@@ -8949,7 +9069,8 @@ typedef struct twi_added {             /* a token beside the model's own */
     size_t      length;
 } twi_added;
 
-typedef struct twi_template_item { int kind; int32_t id, type; } twi_template_item;          /* kind 0: the token id; 1: first text; 2: second */
+/* kind 0: the token id; 1: first text; 2: second */
+typedef struct twi_template_item { int kind; int32_t id, type; } twi_template_item;
 typedef struct twi_template { twi_template_item *items; size_t count, capacity; } twi_template;
 
 typedef struct twi_token {             /* one token on its way out */
@@ -8974,7 +9095,8 @@ struct tw_tokenizer {
     twi_model_kind  model;
     int32_t         unknown;           /* -1: none */
     bool            unknown_missing;   /* it has a name, but the vocabulary lacks it */
-    bool            fuse_unknown, byte_fallback, ignore_merges, bytes_last;  /* bytes_last: words arrive as bytes, not yet written as characters */
+    /* bytes_last: words arrive as bytes, not yet written as characters */
+    bool            fuse_unknown, byte_fallback, ignore_merges, bytes_last;
     const char     *prefix, *suffix;   /* BPE's continuing_subword_prefix and end_of_word_suffix; WordPiece's ## */
     size_t          prefix_length, suffix_length;
     int64_t         max_word;          /* WordPiece: longer words are unknown */
@@ -8996,7 +9118,8 @@ struct tw_tokenizer {
     bool            plain_gpt2;        /* no normalizer, and GPT-2's splitting alone: the fast way */
     twi_added      *added;
     size_t          added_count, added_capacity;
-    uint32_t       *added_by_byte;     /* [2][257]: where the added tokens of a first byte begin in added_order, raw and normalized */
+    /* [2][257]: where the added tokens of a first byte begin in added_order, raw and normalized */
+    uint32_t       *added_by_byte;
     uint32_t       *added_order;
     uint32_t       *added_of;          /* by id: its place in `added` + 1, or 0 */
     uint32_t       *blanks;            /* by id: twi_count_blanks of the spelling; only with trims */
@@ -9013,7 +9136,8 @@ struct tw_tokenizer {
     size_t          sp_unknown_length;
     twi_trie        user_trie;         /* user-defined pieces */
 
-    twi_bytes       source, config_source;      /* the tokenizer.json or .model that it came from, or nothing; its tokenizer_config.json */
+    /* the tokenizer.json or .model that it came from, or nothing; its tokenizer_config.json */
+    twi_bytes       source, config_source;
     bool            source_is_json;
     int             family;            /* what to write into a new tokenizer.json */
 
@@ -9037,7 +9161,8 @@ struct tw_tokenizer {
 static bool twi_piece_put(tw_tokenizer *t, int32_t id, size_t begin, size_t end) {
     twi_piece *piece;
     if (t->piece_count == t->piece_capacity) {
-        void *grown = twi_grow(&t->region, t->pieces, t->piece_count, &t->piece_capacity, t->piece_count + 1, sizeof *t->pieces);
+        void *grown = twi_grow(&t->region, t->pieces, t->piece_count, &t->piece_capacity, t->piece_count + 1,
+                               sizeof *t->pieces);
         if (!grown) return false;
         t->pieces = (twi_piece *)grown;
     }
@@ -9070,7 +9195,7 @@ static bool twi_no_unknown(tw_tokenizer *t) {
     return false;
 }
 
-/* -- byte pair encoding ------------------------------------------------------------------------------ */
+/* -- byte pair encoding ------------------------------------------------------------------------ */
 
 /* Byte b as GPT-2 writes it: printable Latin-1 is itself, the others are U+0100, U+0101, ... in order. */
 static uint32_t twi_byte_char(unsigned b) {
@@ -9095,7 +9220,9 @@ static const twi_merge *twi_find_merge(const tw_tokenizer *t, int32_t left, int3
 }
 
 /* A heap with the first candidate on top: the lowest rank, then the leftmost. */
-static bool twi_candidate_before(const twi_candidate *a, const twi_candidate *b) { return a->rank != b->rank ? a->rank < b->rank : a->at < b->at; }
+static bool twi_candidate_before(const twi_candidate *a, const twi_candidate *b) {
+    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
+}
 
 static bool twi_heap_reserve(tw_tokenizer *t) {
     void *grown = twi_grow(&t->region, t->heap, t->heap_count, &t->heap_capacity, t->heap_count + 1, sizeof *t->heap);
@@ -9138,7 +9265,8 @@ static bool twi_push_pair(tw_tokenizer *t, size_t at) {
 }
 
 /* Joins the n symbols until no merge applies; leaves what remains as a list from symbol 0 on (by `next`).
-   A short word looks for its best pair anew each time.  A long one keeps its candidates in a heap, and one that is stale
+   A short word looks for its best pair anew each time.  A long one keeps its candidates in a heap,
+       and one that is stale
    when it comes up, because a neighbour was joined meanwhile, is dropped: n log n whatever the word. */
 static bool twi_merge_symbols(tw_tokenizer *t, size_t n) {
     enum { SHORT = 32 };
@@ -9157,7 +9285,10 @@ static bool twi_merge_symbols(tw_tokenizer *t, size_t n) {
         for (;;) {
             int32_t best = -1;
             uint32_t rank = UINT32_MAX;
-            for (at = 0; n && symbols[at].next >= 0; at = symbols[at].next) if (ranks[at] < rank) { rank = ranks[at]; best = at; }
+            for (at = 0; n && symbols[at].next >= 0; at = symbols[at].next) if (ranks[at] < rank) {
+                rank = ranks[at];
+                best = at;
+            }
             if (best < 0) return true;
             next = symbols[best].next;
             symbols[best].id = joined[best];
@@ -9209,20 +9340,27 @@ static bool twi_symbol_put(tw_tokenizer *t, size_t *n, int32_t id, size_t length
     return true;
 }
 
-/* The symbols that a word's characters begin as.  A character without a token becomes its bytes, the unknown token, or (as in
-   `tokenizers`) nothing at all. */
+/* The symbols that a word's characters begin as.  A character without a token becomes its bytes, the unknown
+   token, or (as in `tokenizers`) nothing at all. */
 static bool twi_bpe_symbols(tw_tokenizer *t, const char *s, size_t length, size_t *n) {
     size_t i, j, size, unknown = 0;
     *n = 0;
     for (i = 0; i < length; i += size) {
         int32_t id;
         bool decorated;
-        if (t->bytes_last && !t->prefix_length && !t->suffix_length) { size = 1; id = t->byte_ids[(unsigned char)s[i]]; }
+        if (t->bytes_last && !t->prefix_length && !t->suffix_length) {
+            size = 1;
+            id = t->byte_ids[(unsigned char)s[i]];
+        }
         else {
             char byte_text[4];
             const char *text = s + i;
             size_t text_length;
-            if (t->bytes_last) { size = 1; text = byte_text; text_length = (size_t)twi_utf8_write(twi_byte_char((unsigned char)s[i]), byte_text); }
+            if (t->bytes_last) {
+                size = 1;
+                text = byte_text;
+                text_length = (size_t)twi_utf8_write(twi_byte_char((unsigned char)s[i]), byte_text);
+            }
             else text_length = size = twi_char_size(s[i]);
             decorated = (t->prefix_length && i > 0) || (t->suffix_length && i + size == length);
             if (decorated) {
@@ -9239,7 +9377,8 @@ static bool twi_bpe_symbols(tw_tokenizer *t, const char *s, size_t length, size_
                 for (j = 0; j < text_length && t->byte_ids[(unsigned char)text[j]] >= 0; j++) continue;
                 if (j == text_length) {
                     /* pending unknowns stay pending: tokenizers writes them behind these bytes */
-                    for (j = 0; j < text_length; j++) if (!twi_symbol_put(t, n, t->byte_ids[(unsigned char)text[j]], 1)) return false;
+                    for (j = 0; j < text_length; j++) if (!twi_symbol_put(t, n, t->byte_ids[(unsigned char)text[j]], 1))
+                        return false;
                     continue;
                 }
             }
@@ -9249,7 +9388,10 @@ static bool twi_bpe_symbols(tw_tokenizer *t, const char *s, size_t length, size_
             unknown = 0;
             if (!twi_symbol_put(t, n, id, size)) return false;
         } else if (t->unknown >= 0) {
-            if (unknown && !t->fuse_unknown) { if (!twi_symbol_put(t, n, t->unknown, unknown)) return false; unknown = 0; }
+            if (unknown && !t->fuse_unknown) {
+                if (!twi_symbol_put(t, n, t->unknown, unknown)) return false;
+                unknown = 0;
+            }
             unknown += size;
         } else if (t->unknown_missing) return twi_no_unknown(t);
     }
@@ -9281,7 +9423,7 @@ static bool twi_bpe_word(tw_tokenizer *t, const char *s, size_t n) {
     return true;
 }
 
-/* -- WordPiece ------------------------------------------------------------------------------------------ */
+/* -- WordPiece --------------------------------------------------------------------------------- */
 
 static bool twi_wordpiece_word(tw_tokenizer *t, const char *s, size_t n) {
     size_t at = 0, i;
@@ -9295,7 +9437,10 @@ static bool twi_wordpiece_word(tw_tokenizer *t, const char *s, size_t n) {
         for (i = at; i < n; i++) {
             node = twi_trie_step(&t->trie, node, (unsigned char)s[i]);
             if (node == 0) break;
-            if (t->trie.nodes[node].value >= 0 && (i + 1 == n || !twi_is_inside(s + i + 1))) { id = t->trie.nodes[node].value; longest = i + 1; }
+            if (t->trie.nodes[node].value >= 0 && (i + 1 == n || !twi_is_inside(s + i + 1))) {
+                id = t->trie.nodes[node].value;
+                longest = i + 1;
+            }
         }
         if (id < 0) break;
         if (!twi_piece_put(t, id, at, longest)) return false;
@@ -9314,7 +9459,7 @@ static bool twi_wordlevel_word(tw_tokenizer *t, const char *s, size_t n) {
     return twi_piece_put(t, id, 0, n);
 }
 
-/* -- unigram: Viterbi's algorithm -------------------------------------------------------------------------- */
+/* -- unigram: Viterbi's algorithm -------------------------------------------------------------- */
 
 /* The piece's score.  SentencePiece adds in single precision, and lets user-defined pieces always win. */
 static double twi_piece_score(const tw_tokenizer *t, int32_t id, size_t bytes) {
@@ -9392,14 +9537,17 @@ static bool twi_unigram_word(tw_tokenizer *t, const char *s, size_t n) {
     for (at = 0; at < n; at = to) {
         int32_t id = t->best[at].id;
         to = t->best[at].begin;
-        if (id == t->unknown) {                                             /* neighbours that are unknown are one token */
+        /* neighbours that are unknown are one token */
+        if (id == t->unknown) {
             while (to < n && t->best[to].id == t->unknown) to = t->best[to].begin;
-            id = twi_vocabulary_find(&t->vocabulary, s + at, to - at);      /* unknown pieces may spell a known one together */
+            /* unknown pieces may spell a known one together */
+            id = twi_vocabulary_find(&t->vocabulary, s + at, to - at);
             if (id >= 0 && (size_t)id >= t->model_size) id = -1;
             if (id < 0 && t->byte_fallback) {
                 for (i = at; i < to && t->byte_ids[(unsigned char)s[i]] >= 0; i++) continue;
                 if (i == to) {
-                    for (i = at; i < to; i++) if (!twi_piece_put(t, t->byte_ids[(unsigned char)s[i]], at, to)) return false;
+                    for (i = at; i < to; i++) if (!twi_piece_put(t, t->byte_ids[(unsigned char)s[i]], at, to))
+                        return false;
                     continue;
                 }
             }
@@ -9411,7 +9559,7 @@ static bool twi_unigram_word(tw_tokenizer *t, const char *s, size_t n) {
 }
 
 
-/* -- SentencePiece's own files -----------------------------------------------------------------------
+/* -- SentencePiece's own files --------------------------------------------------------------------
    A .model file is a protocol buffer: fields of a number and a kind, of which we read the pieces
    with their scores and types, and how to normalize.  SentencePiece cuts a whole text at once, blanks included,
    which it writes as U+2581; scores add up in single precision, as there.
@@ -9435,7 +9583,8 @@ static size_t twi_sp_user_piece(const tw_tokenizer *t, const char *s, size_t n) 
 }
 
 /* What stands at byte `at` once normalized; returns how many bytes of the text that was. */
-static size_t twi_sp_normal_prefix(const tw_tokenizer *t, const twi_source *view, size_t at, const char **text, size_t *length) {
+static size_t twi_sp_normal_prefix(const tw_tokenizer *t, const twi_source *view, size_t at, const char **text,
+                                   size_t *length) {
     size_t n = twi_sp_user_piece(t, view->text + at, view->length - at);
     if (n == 0) {
         n = twi_charsmap_find(&t->sp_map, view->text + at, view->length - at, true, text, length);
@@ -9467,14 +9616,16 @@ static bool twi_sp_normalize(tw_tokenizer *t, const twi_source *view, twi_buffer
         o = twi_origin_of(view, at, at + n);
         while (after_blank && length && text[0] == ' ') { text++; length--; }
         for (i = 0; ok && i < length; i++)
-            ok = text[i] == ' ' ? twi_buffer_bytes(&t->region, out, blank, blank_length, o) : twi_buffer_bytes(&t->region, out, text + i, 1, o);
+            ok = text[i] == ' ' ? twi_buffer_bytes(&t->region, out, blank, blank_length, o)
+                : twi_buffer_bytes(&t->region, out, text + i, 1, o);
         if (length) after_blank = text[length - 1] == ' ';
         if (!t->sp_extra_whitespace) after_blank = false;
         at += n;
     }
     o.begin = o.end = (uint32_t)(view->base + view->length);
     if (t->sp_extra_whitespace)
-        while (out->length >= blank_length && memcmp(out->text + out->length - blank_length, blank, blank_length) == 0) {
+        while (out->length >= blank_length && memcmp(out->text + out->length - blank_length, blank, blank_length) == 0)
+            {
             out->length -= blank_length;
             o.begin = o.end = out->origins[out->length].begin;
         }
@@ -9492,7 +9643,8 @@ static bool twi_sp_pieces(tw_tokenizer *t, const char *s, int32_t id, size_t beg
     size_t i;
     twi_piece *last = t->piece_count ? &t->pieces[t->piece_count - 1] : NULL;
     if (id == t->unknown && t->byte_fallback) {
-        for (i = begin; i < end; i++) if (!twi_piece_put(t, t->byte_ids[(unsigned char)s[i]], begin, i + 1 == end ? end : begin)) return false;
+        for (i = begin; i < end; i++)
+            if (!twi_piece_put(t, t->byte_ids[(unsigned char)s[i]], begin, i + 1 == end ? end : begin)) return false;
         return true;
     }
     if (id == t->unknown && last && last->id == id) { last->end = (uint32_t)end; return true; }
@@ -9522,7 +9674,9 @@ static uint32_t twi_score_rank(float score) {
     return bits & 0x80000000u ? bits : ~(bits | 0x80000000u);
 }
 
-static bool twi_sp_joinable(uint8_t type) { return type == TWI_PIECE_NORMAL || type == TWI_PIECE_USER || type == TWI_PIECE_UNUSED; }
+static bool twi_sp_joinable(uint8_t type) {
+    return type == TWI_PIECE_NORMAL || type == TWI_PIECE_USER || type == TWI_PIECE_UNUSED;
+}
 
 static bool twi_sp_push_pair(tw_tokenizer *t, const char *s, int32_t at) {
     const twi_symbol *left, *right;
@@ -9552,7 +9706,10 @@ static bool twi_sp_bpe(tw_tokenizer *t, const char *s, size_t n) {
         t->symbols[count - 1].begin = (uint32_t)at;
         at += size;
     }
-    for (i = 0; i < count; i++) { t->symbols[i].previous = (int32_t)i - 1; t->symbols[i].next = i + 1 < count ? (int32_t)i + 1 : -1; }
+    for (i = 0; i < count; i++) {
+        t->symbols[i].previous = (int32_t)i - 1;
+        t->symbols[i].next = i + 1 < count ? (int32_t)i + 1 : -1;
+    }
     t->heap_count = 0;
     for (i = 0; i < count; i++) if (!twi_sp_push_pair(t, s, (int32_t)i)) return false;
     while (t->heap_count) {
@@ -9568,7 +9725,8 @@ static bool twi_sp_bpe(tw_tokenizer *t, const char *s, size_t n) {
         if (!twi_sp_push_pair(t, s, left->previous) || !twi_sp_push_pair(t, s, (int32_t)top.at)) return false;
     }
     for (index = 0; index >= 0 && count; index = t->symbols[index].next) {
-        twi_candidate part;                                                 /* the heap is a stack now: a piece that is unused is split again */
+        /* the heap is a stack now: a piece that is unused is split again */
+        twi_candidate part;
         part.at = t->symbols[index].begin;
         part.joined = (int32_t)t->symbols[index].length;
         part.rank = 0;
@@ -9593,7 +9751,7 @@ static bool twi_sp_bpe(tw_tokenizer *t, const char *s, size_t n) {
     return true;
 }
 
-/* -- SentencePiece's files: reading them --------------------------------------------------------- */
+/* -- SentencePiece's files: reading them ------------------------------------------------------- */
 typedef struct twi_message { const unsigned char *data; size_t size, at; bool bad; } twi_message;
 
 static uint64_t twi_varint(twi_message *m) {
@@ -9656,12 +9814,14 @@ static bool twi_sp_read_piece(tw_tokenizer *t, twi_message *m, size_t id) {
         else if (field == 2 && inside.size == 4) { bits = twi_little_endian(inside.data); memcpy(&score, &bits, 4); }
         else if (field == 3) type = value >= 1 && value <= 6 ? (uint8_t)value : 0;
     }
-    if (m->bad || text.size == 0 || type == 0 || !(score - score == 0) || !twi_is_utf8((const char *)text.data, text.size)) {
+    if (m->bad || text.size == 0 || type == 0 || !(score - score == 0)
+        || !twi_is_utf8((const char *)text.data, text.size)) {
         twi_fail(t->tw, TW_E_FORMAT, "tokenizer: piece %lu of the SentencePiece model is malformed", (unsigned long)id);
         return false;
     }
     if (twi_vocabulary_find(&t->vocabulary, (const char *)text.data, text.size) >= 0) {
-        twi_fail(t->tw, TW_E_FORMAT, "tokenizer: piece %lu of the SentencePiece model is there twice", (unsigned long)id);
+        twi_fail(t->tw, TW_E_FORMAT, "tokenizer: piece %lu of the SentencePiece model is there twice",
+                 (unsigned long)id);
         return false;
     }
     t->scores32[id] = score;
@@ -9684,7 +9844,10 @@ static bool twi_sp_read_model(tw_tokenizer *t, const unsigned char *data, size_t
     model.data = data;
     model.size = size;
     while ((field = twi_field(&model, &value, &inside)) != 0) if (field == 1) pieces++;
-    if (model.bad || pieces == 0) { twi_fail(t->tw, TW_E_FORMAT, "tokenizer: this is not a SentencePiece model (%lu bytes)", (unsigned long)size); return false; }
+    if (model.bad || pieces == 0) {
+        twi_fail(t->tw, TW_E_FORMAT, "tokenizer: this is not a SentencePiece model (%lu bytes)", (unsigned long)size);
+        return false;
+    }
     t->scores32 = (float *)twi_alloc(&t->region, pieces, sizeof *t->scores32);
     t->types = (uint8_t *)twi_alloc(&t->region, pieces, 1);
     t->sp_split = (int32_t *)twi_alloc(&t->region, pieces, sizeof *t->sp_split);
@@ -9717,13 +9880,21 @@ static bool twi_sp_read_model(tw_tokenizer *t, const unsigned char *data, size_t
             default: break;
             }
         }
-        if (inside.bad) { twi_fail(t->tw, TW_E_FORMAT, "tokenizer: the SentencePiece model's rules are malformed"); return false; }
+        if (inside.bad) {
+            twi_fail(t->tw, TW_E_FORMAT, "tokenizer: the SentencePiece model's rules are malformed");
+            return false;
+        }
     }
-    if (kind != 1 && kind != 2) { twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer: SentencePiece models of words or characters are not supported, only unigram and BPE"); return false; }
+    if (kind != 1 && kind != 2) {
+        twi_fail(t->tw, TW_E_UNSUPPORTED,
+                 "tokenizer: SentencePiece models of words or characters are not supported, only unigram and BPE");
+        return false;
+    }
     t->model = kind == 1 ? TWI_M_SP_UNIGRAM : TWI_M_SP_BPE;
     t->model_size = pieces;
     t->unknown = -1;
-    t->lowest = 3.4028234663852886e38;                                      /* FLT_MAX and FLT_MIN, where SentencePiece starts */
+    /* FLT_MAX and FLT_MIN, where SentencePiece starts */
+    t->lowest = 3.4028234663852886e38;
     t->highest = 1.1754943508222875e-38;
     for (i = 0; i < 256; i++) t->byte_ids[i] = -1;
     for (n = 0, i = 0; i < pieces; i++) {
@@ -9741,13 +9912,18 @@ static bool twi_sp_read_model(tw_tokenizer *t, const unsigned char *data, size_t
                 snprintf(spelled, sizeof spelled, "<0x%02X>", byte);
                 if (strcmp(spelled, piece) == 0) break;
             }
-            if (byte == 256 || !t->byte_fallback) { twi_fail(t->tw, TW_E_FORMAT, "tokenizer: byte piece %lu of the SentencePiece model is not one", (unsigned long)i); return false; }
+            if (byte == 256 || !t->byte_fallback) {
+                twi_fail(t->tw, TW_E_FORMAT, "tokenizer: byte piece %lu of the SentencePiece model is not one",
+                         (unsigned long)i);
+                return false;
+            }
             t->byte_ids[byte] = (int32_t)i;
             byte_pieces++;
         }
     }
     if (unknowns != 1 || n == 0 || (t->byte_fallback && byte_pieces != 256)) {
-        twi_fail(t->tw, TW_E_FORMAT, "tokenizer: a SentencePiece model needs one unknown piece, normal ones, and all 256 bytes or none");
+        twi_fail(t->tw, TW_E_FORMAT,
+                 "tokenizer: a SentencePiece model needs one unknown piece, normal ones, and all 256 bytes or none");
         return false;
     }
     if (!twi_make_trie(&t->region, &t->trie, &t->vocabulary, list, n)) return false;
@@ -9755,16 +9931,18 @@ static bool twi_sp_read_model(tw_tokenizer *t, const unsigned char *data, size_t
     if (n && !twi_make_trie(&t->region, &t->user_trie, &t->vocabulary, list, n)) return false;
     twi_free(&t->region, list);
     /* BPE may take the text word by word, through the cache, if no piece goes on behind a blank */
-    t->sp_words = t->model == TWI_M_SP_BPE && twi_vocabulary_find(&t->vocabulary, TWI_BLANK_MARK, 3) >= 0 && t->sp_escape && !t->sp_suffix && !t->sp_has_unused;
+    t->sp_words = t->model == TWI_M_SP_BPE && twi_vocabulary_find(&t->vocabulary, TWI_BLANK_MARK, 3) >= 0
+        && t->sp_escape && !t->sp_suffix && !t->sp_has_unused;
     for (i = 0; t->sp_words && i < pieces; i++) {
         size_t length, j;
         const char *piece = twi_spelling_of(&t->vocabulary, (int64_t)i, &length);
         for (j = 1; j + 3 <= length; j++)
-            if (memcmp(piece + j, TWI_BLANK_MARK, 3) == 0 && (j < 3 || memcmp(piece + j - 3, TWI_BLANK_MARK, 3) != 0)) t->sp_words = false;
+            if (memcmp(piece + j, TWI_BLANK_MARK, 3) == 0 && (j < 3 || memcmp(piece + j - 3, TWI_BLANK_MARK, 3) != 0))
+                t->sp_words = false;
     }
     return true;
 }
-/* -- any word ---------------------------------------------------------------------------------------- */
+/* -- any word ---------------------------------------------------------------------------------- */
 
 static bool twi_cut_word(tw_tokenizer *t, const char *s, size_t n) {
     switch (t->model) {
@@ -9788,7 +9966,8 @@ static bool twi_cut_part(tw_tokenizer *t, twi_tokens *out, const twi_source *vie
     twi_cached *set = NULL;
     if (n == 0) return true;
     if (cached) {
-        if (!t->cache) t->cache = (twi_cached *)twi_alloc(&t->region, (size_t)TWI_CACHE_SETS * TWI_CACHE_WAYS, sizeof *t->cache);
+        if (!t->cache) t->cache = (twi_cached *)twi_alloc(&t->region, (size_t)TWI_CACHE_SETS * TWI_CACHE_WAYS,
+            sizeof *t->cache);
         if (!t->cache) return false;
         hash = twi_hash(s, n, 0);
         set = t->cache + (size_t)(hash & (TWI_CACHE_SETS - 1)) * TWI_CACHE_WAYS;
@@ -9796,7 +9975,8 @@ static bool twi_cut_part(tw_tokenizer *t, twi_tokens *out, const twi_source *vie
             const twi_cached *entry = &set[i];
             if (entry->hash != hash || entry->length != n || memcmp(entry->word, s, n) != 0) continue;
             for (j = 0; j < entry->count; j++)
-                if (!twi_token_put(t, out, entry->ids[j], twi_origin_of(view, begin + entry->begins[j], begin + entry->ends[j]))) return false;
+                if (!twi_token_put(t, out, entry->ids[j],
+                                   twi_origin_of(view, begin + entry->begins[j], begin + entry->ends[j]))) return false;
             return true;
         }
     }
@@ -9804,7 +9984,8 @@ static bool twi_cut_part(tw_tokenizer *t, twi_tokens *out, const twi_source *vie
     if (!twi_cut_word(t, s, n)) return false;
     for (i = 0; i < t->piece_count; i++) {
         const twi_piece *piece = &t->pieces[i];
-        if (!twi_token_put(t, out, piece->id, twi_origin_of(view, begin + piece->begin, begin + piece->end))) return false;
+        if (!twi_token_put(t, out, piece->id, twi_origin_of(view, begin + piece->begin, begin + piece->end)))
+            return false;
     }
     if (!cached || t->piece_count > TWI_CACHE_TOKENS) return true;
     set[1] = set[0];
@@ -9820,7 +10001,7 @@ static bool twi_cut_part(tw_tokenizer *t, twi_tokens *out, const twi_source *vie
     return true;
 }
 
-/* -- normalizing ---------------------------------------------------------------------------------------
+/* -- normalizing ----------------------------------------------------------------------------------
    Each step reads one text and writes another.  `change` and origins are those of `tokenizers`. */
 
 /* Replaces by rules, grapheme by grapheme, as `tokenizers` does it for SentencePiece's character maps: a grapheme of
@@ -9866,7 +10047,8 @@ static bool twi_normalize_charsmap(tw_tokenizer *t, const twi_step *step, const 
         }
         for (; at < end; at += size) {
             uint32_t c = twi_char_at(in->text + at, &size);
-            if (twi_charsmap_find(&step->map, in->text + at, size, false, &text, &length)) twi_rewrite(&r, 1, text, length);
+            if (twi_charsmap_find(&step->map, in->text + at, size, false, &text, &length))
+                twi_rewrite(&r, 1, text, length);
             else twi_rewrite_put(&r, c, 0);
         }
     }
@@ -9888,7 +10070,8 @@ static bool twi_normalize_characters(tw_tokenizer *t, const twi_step *step, cons
     size_t at, size, first = 0, last = in->length;
     bool ok = true;
     if (step->kind == TWI_N_STRIP) {
-        while (step->left && first < last && (twi_kind(&t->unicode, twi_char_at(in->text + first, &size)) & TWI_IS_SPACE)) first += size;
+        while (step->left && first < last
+               && (twi_kind(&t->unicode, twi_char_at(in->text + first, &size)) & TWI_IS_SPACE)) first += size;
         for (; step->right && last > first; last = at) {
             for (at = last - 1; twi_is_inside(in->text + at); at--) continue;
             if (!(twi_kind(&t->unicode, twi_char_at(in->text + at, &size)) & TWI_IS_SPACE)) break;
@@ -9903,21 +10086,25 @@ static bool twi_normalize_characters(tw_tokenizer *t, const twi_step *step, cons
         case TWI_N_LOWERCASE: ok = twi_lower_put(t, out, c, o); break;
         case TWI_N_STRIP_ACCENTS: ok = (kind & TWI_IS_MARK) || twi_buffer_put(&t->region, out, c, o); break;
         case TWI_N_BYTES:
-            for (i = 0; ok && i < size; i++) ok = twi_buffer_put(&t->region, out, twi_byte_char((unsigned char)in->text[at + i]), o);
+            for (i = 0; ok && i < size; i++)
+                ok = twi_buffer_put(&t->region, out, twi_byte_char((unsigned char)in->text[at + i]), o);
             break;
         case TWI_N_NMT:
             if ((c >= 1 && c <= 8) || c == 0xB || (c >= 0xE && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F) break;
-            if (c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 || c == 0x2029
+            if (c == 9 || c == 0xA || c == 0xC || c == 0xD || c == 0x1680 || (c >= 0x200B && c <= 0x200F)
+                || c == 0x2028 || c == 0x2029
                 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD) c = ' ';
             ok = twi_buffer_put(&t->region, out, c, o);
             break;
-        default:                                                            /* BERT's cleaning, and blanks around ideographs */
+        /* BERT's cleaning, and blanks around ideographs */
+        default:
             if (step->clean) {
                 if (kind & TWI_IS_CONTROL) break;
                 if (kind & TWI_IS_SPACE) c = ' ';
             }
             if (step->chinese && (kind & TWI_IS_CHINESE)) {
-                ok = twi_buffer_put(&t->region, out, ' ', o) && twi_buffer_put(&t->region, out, c, o) && twi_buffer_put(&t->region, out, ' ', o);
+                ok = twi_buffer_put(&t->region, out, ' ', o) && twi_buffer_put(&t->region, out, c, o)
+                    && twi_buffer_put(&t->region, out, ' ', o);
                 break;
             }
             ok = twi_buffer_put(&t->region, out, c, o);
@@ -9926,7 +10113,7 @@ static bool twi_normalize_characters(tw_tokenizer *t, const twi_step *step, cons
     return ok;
 }
 
-/* BERT: clean, blanks around ideographs, decompose and drop accents, lower case.  Returns the text's last stage in *view. */
+/* BERT: clean, blanks around ideographs, decompose and drop accents, lower case.  *view becomes the result. */
 static bool twi_normalize_bert(tw_tokenizer *t, const twi_step *step, twi_source *view, int *free_buffer) {
     twi_step part;
     twi_buffer *out = &t->buffer[*free_buffer];
@@ -9934,7 +10121,8 @@ static bool twi_normalize_bert(tw_tokenizer *t, const twi_step *step, twi_source
     bool ascii = twi_is_ascii(view->text, view->length), ok = true;
     memset(&part, 0, sizeof part);
     out->length = 0;
-    if (ascii) {                                                            /* all in one, which is most of most texts */
+    /* all in one, which is most of most texts */
+    if (ascii) {
         for (at = 0; ok && at < view->length; at++) {
             uint32_t c = (unsigned char)view->text[at], kind = twi_kind(&t->unicode, c);
             if (step->clean && (kind & TWI_IS_CONTROL)) continue;
@@ -9964,7 +10152,8 @@ static bool twi_normalize_bert(tw_tokenizer *t, const twi_step *step, twi_source
         for (at = 0; ok && at < view->length; at += size) {
             uint32_t c = twi_char_at(view->text + at, &size);
             if (step->strip_accents && c >= 128 && (twi_kind(&t->unicode, c) & TWI_IS_NONSPACING)) continue;
-            ok = step->lowercase ? twi_lower_put(t, out, c, twi_origin_at(view, at)) : twi_buffer_put(&t->region, out, c, twi_origin_at(view, at));
+            ok = step->lowercase ? twi_lower_put(t, out, c, twi_origin_at(view, at))
+                : twi_buffer_put(&t->region, out, c, twi_origin_at(view, at));
         }
         *view = twi_source_of(out);
         *free_buffer ^= 1;
@@ -9989,7 +10178,8 @@ static bool twi_replace(tw_tokenizer *t, const twi_step *step, const twi_source 
     f.steps = 1000 + 500 * (int64_t)in->length;
     while (at < in->length && twi_find(&f, in->text, in->length, at, &begin, &end)) {
         if (!twi_buffer_copy(&t->region, out, in, at, begin)) return false;
-        if (!twi_buffer_bytes(&t->region, out, step->content, step->content_length, twi_origin_at(in, end - 1))) return false;
+        if (!twi_buffer_bytes(&t->region, out, step->content, step->content_length, twi_origin_at(in, end - 1)))
+            return false;
         at = end;
     }
     return !tw_failed(t->tw) && twi_buffer_copy(&t->region, out, in, at, in->length);
@@ -10025,7 +10215,7 @@ static bool twi_normalize(tw_tokenizer *t, twi_source *view, int *free_buffer) {
     return true;
 }
 
-/* -- added tokens ------------------------------------------------------------------------------------------
+/* -- added tokens ---------------------------------------------------------------------------------
    Tokens that are looked for before all else: "<|endoftext|>", "[MASK]".  Those that are not normalized are cut out of
    the raw text, then the others out of the normalized rest.  At each place the longest one counts.
    Tokens are sorted by their first byte, the longer ones first: added_by_byte says where those of a byte begin. */
@@ -10086,8 +10276,10 @@ static bool twi_find_added(tw_tokenizer *t, const char *s, size_t n, uint32_t se
         begin = at;
         end = at + found->length;
         at = end;
-        if (found->single_word && (twi_char_before_is(t, s, begin, TWI_IS_WORD) || twi_char_is(t, s, n, end, TWI_IS_WORD))) continue;
-        if (found->lstrip) while (begin > done && twi_char_before_is(t, s, begin, TWI_IS_SPACE)) do begin--; while (twi_is_inside(s + begin));
+        if (found->single_word && (twi_char_before_is(t, s, begin, TWI_IS_WORD)
+                                   || twi_char_is(t, s, n, end, TWI_IS_WORD))) continue;
+        if (found->lstrip) while (begin > done && twi_char_before_is(t, s, begin, TWI_IS_SPACE))
+            do begin--; while (twi_is_inside(s + begin));
         if (found->rstrip) while (twi_char_is(t, s, n, end, TWI_IS_SPACE)) end += twi_char_size(s[end]);
         if (done < begin && !twi_parts_put(&t->region, out, done, begin, -1)) return false;
         if (!twi_parts_put(&t->region, out, begin, end, found->id)) return false;
@@ -10096,10 +10288,12 @@ static bool twi_find_added(tw_tokenizer *t, const char *s, size_t n, uint32_t se
     return done >= n || twi_parts_put(&t->region, out, done, n, -1);
 }
 
-/* -- splitting -------------------------------------------------------------------------------------------------- */
+/* -- splitting --------------------------------------------------------------------------------- */
 
-/* Byte-level splitting and Metaspace may put a blank in front of a part, and Metaspace writes blanks as a mark: the text is copied. */
-static bool twi_rewrite_parts(tw_tokenizer *t, const twi_step *step, twi_source *view, int *free_buffer, twi_parts *parts) {
+/* Byte-level splitting and Metaspace may put a blank in front of a part, and Metaspace writes blanks as a mark:
+   the text is copied. */
+static bool twi_rewrite_parts(tw_tokenizer *t, const twi_step *step, twi_source *view, int *free_buffer,
+                              twi_parts *parts) {
     twi_buffer *out = &t->buffer[*free_buffer];
     char mark[4];
     size_t i, at, mark_length = 1, size;
@@ -10113,15 +10307,20 @@ static bool twi_rewrite_parts(tw_tokenizer *t, const twi_step *step, twi_source 
         if (part->id >= 0) ok = twi_buffer_copy(&t->region, out, view, part->begin, part->end);
         else {
             bool marked, wanted = step->kind == TWI_S_METASPACE
-                ? step->prepend == TWI_ALWAYS || (step->prepend == TWI_FIRST && twi_origin_at(view, part->begin).begin == 0) : step->prefix_space;
+                ? step->prepend == TWI_ALWAYS
+                    || (step->prepend == TWI_FIRST && twi_origin_at(view, part->begin).begin == 0) : step->prefix_space;
             uint32_t c = twi_char_at(view->text + part->begin, &size);
             marked = c == ' ' || (step->kind == TWI_S_METASPACE && c == step->code);
-            if (wanted && !marked) ok = twi_buffer_bytes(&t->region, out, mark, mark_length, twi_origin_at(view, part->begin));
-            if (step->kind != TWI_S_METASPACE) ok = ok && twi_buffer_copy(&t->region, out, view, part->begin, part->end);
+            if (wanted && !marked) ok =
+                twi_buffer_bytes(&t->region, out, mark, mark_length, twi_origin_at(view, part->begin));
+            if (step->kind != TWI_S_METASPACE)
+                ok = ok && twi_buffer_copy(&t->region, out, view, part->begin, part->end);
             else for (at = part->begin; ok && at < part->end; at += size) {
                 size = twi_char_size(view->text[at]);
-                ok = view->text[at] == ' ' ? twi_buffer_bytes(&t->region, out, mark, mark_length, twi_origin_at(view, at))
-                                           : twi_buffer_bytes(&t->region, out, view->text + at, size, twi_origin_at(view, at));
+                ok = view->text[at] == ' '
+                    ? twi_buffer_bytes(&t->region, out, mark, mark_length, twi_origin_at(view, at))
+                                           : twi_buffer_bytes(&t->region, out, view->text + at, size,
+                                               twi_origin_at(view, at));
             }
         }
         if (!ok) return false;
@@ -10143,7 +10342,8 @@ static bool twi_write_bytes(tw_tokenizer *t, twi_source *view, int *free_buffer,
         size_t begin = out->length;
         for (at = part->begin; at < part->end; at++) {
             uint32_t c = (unsigned char)view->text[at];
-            if (!twi_buffer_put(&t->region, out, part->id < 0 ? twi_byte_char(c) : c, twi_origin_at(view, at))) return false;
+            if (!twi_buffer_put(&t->region, out, part->id < 0 ? twi_byte_char(c) : c, twi_origin_at(view, at)))
+                return false;
         }
         part->begin = (uint32_t)begin;
         part->end = (uint32_t)out->length;
@@ -10160,7 +10360,8 @@ static bool twi_split(tw_tokenizer *t, twi_source *view, int *free_buffer) {
         const twi_step *step = &t->splitters[i];
         twi_parts *in = &t->parts[0], *out = &t->parts[1], swap;
         twi_finder f = twi_finder_of(t, step);
-        bool splits = step->kind == TWI_S_METASPACE ? step->split : step->kind == TWI_S_BYTE_LEVEL ? step->use_regex : true;
+        bool splits = step->kind == TWI_S_METASPACE ? step->split : step->kind == TWI_S_BYTE_LEVEL ? step->use_regex
+            : true;
         if (in->count == 0) return true;
         if (step->kind == TWI_S_METASPACE || (step->kind == TWI_S_BYTE_LEVEL && step->prefix_space))
             if (!twi_rewrite_parts(t, step, view, free_buffer, in)) return false;
@@ -10168,12 +10369,16 @@ static bool twi_split(tw_tokenizer *t, twi_source *view, int *free_buffer) {
             out->count = 0;
             for (j = 0; j < in->count; j++) {
                 const twi_part *part = &in->list[j];
-                if (part->id >= 0) { if (!twi_parts_put(&t->region, out, part->begin, part->end, part->id)) return false; continue; }
+                if (part->id >= 0) {
+                    if (!twi_parts_put(&t->region, out, part->begin, part->end, part->id)) return false;
+                    continue;
+                }
                 if (step->kind == TWI_S_LENGTH) {
                     size_t at = part->begin, to;
                     int64_t k;
                     for (; at < part->end; at = to) {
-                        for (to = at, k = 0; to < part->end && k < step->start; k++) to += twi_char_size(view->text[to]);
+                        for (to = at, k = 0; to < part->end && k < step->start; k++)
+                            to += twi_char_size(view->text[to]);
                         if (!twi_parts_put(&t->region, out, at, to, -1)) return false;
                     }
                 } else if (!twi_split_part(&f, view->text, part, out)) return false;
@@ -10188,7 +10393,7 @@ static bool twi_split(tw_tokenizer *t, twi_source *view, int *free_buffer) {
     return true;
 }
 
-/* -- one text ------------------------------------------------------------------------------------------------------ */
+/* -- one text ---------------------------------------------------------------------------------- */
 
 /* White space at both ends of a spelling, byte-level blanks included, for trim_offsets: before << 16 | behind. */
 static uint32_t twi_count_blanks(const tw_tokenizer *t, const char *s, size_t n) {
@@ -10197,7 +10402,10 @@ static uint32_t twi_count_blanks(const tw_tokenizer *t, const char *s, size_t n)
     bool leading = true;
     for (at = 0; at < n; at += size) {
         c = twi_char_at(s + at, &size);
-        if (c == 0x120 || (twi_kind(&t->unicode, c) & TWI_IS_SPACE)) { run += run < 65535; before += leading && before < 65535; }
+        if (c == 0x120 || (twi_kind(&t->unicode, c) & TWI_IS_SPACE)) {
+            run += run < 65535;
+            before += leading && before < 65535;
+        }
         else { run = 0; leading = false; }
     }
     return before << 16 | run;
@@ -10231,7 +10439,8 @@ static bool twi_encode_segment(tw_tokenizer *t, twi_source view, twi_tokens *out
         for (i = 0; i < view.length; i = j, t->word++) {
             j = view.length;
             if (t->sp_words) for (j = i + 1; j < view.length; j++)
-                if (view.length - j >= 3 && memcmp(view.text + j, TWI_BLANK_MARK, 3) == 0 && (j < 3 || memcmp(view.text + j - 3, TWI_BLANK_MARK, 3) != 0)) break;
+                if (view.length - j >= 3 && memcmp(view.text + j, TWI_BLANK_MARK, 3) == 0
+                    && (j < 3 || memcmp(view.text + j - 3, TWI_BLANK_MARK, 3) != 0)) break;
             if (!twi_cut_part(t, out, &view, i, j)) return false;
         }
         return true;
@@ -10309,7 +10518,7 @@ static bool twi_encode_text(tw_tokenizer *t, const char *s, size_t n, twi_tokens
     return true;
 }
 
-/* -- truncation, templates, padding ---------------------------------------------------------------------------- */
+/* -- truncation, templates, padding ------------------------------------------------------------ */
 
 static bool twi_truncate(tw_tokenizer *t, const tw_tokenize_desc *how, bool has_pair, size_t extra, size_t keep[2]) {
     size_t room, total, more, target;
@@ -10317,7 +10526,8 @@ static bool twi_truncate(tw_tokenizer *t, const tw_tokenize_desc *how, bool has_
     keep[1] = has_pair ? t->tokens[1].count : 0;
     if (how->max_length == 0) return true;
     if (how->max_length < 0 || (size_t)how->max_length < extra) {
-        twi_fail(t->tw, TW_E_RANGE, "tokenize: max_length %lld has no room for the %lu special tokens", (long long)how->max_length, (unsigned long)extra);
+        twi_fail(t->tw, TW_E_RANGE, "tokenize: max_length %lld has no room for the %lu special tokens",
+                 (long long)how->max_length, (unsigned long)extra);
         return false;
     }
     room = (size_t)how->max_length - extra;
@@ -10328,7 +10538,8 @@ static bool twi_truncate(tw_tokenizer *t, const tw_tokenize_desc *how, bool has_
     if (how->truncation != TW_LONGEST_FIRST) {
         target = how->truncation == TW_ONLY_SECOND ? 1 : 0;
         if ((target == 1 && !has_pair) || keep[target] <= more) {
-            twi_fail(t->tw, TW_E_RANGE, "tokenize: the %s text alone cannot be cut to max_length %lld", target ? "second" : "first", (long long)how->max_length);
+            twi_fail(t->tw, TW_E_RANGE, "tokenize: the %s text alone cannot be cut to max_length %lld", target
+                     ? "second" : "first", (long long)how->max_length);
             return false;
         }
         keep[target] -= more;
@@ -10347,7 +10558,8 @@ static bool twi_truncate(tw_tokenizer *t, const tw_tokenize_desc *how, bool has_
 static void twi_trim(const tw_tokenizer *t, twi_token *tokens, size_t n, bool prefix_space) {
     size_t i;
     for (i = 0; i < n; i++) {
-        uint32_t blanks = tokens[i].added ? tokens[i].blanks : t->blanks[tokens[i].id], before = blanks >> 16, behind = blanks & 65535;
+        uint32_t blanks = tokens[i].added ? tokens[i].blanks
+            : t->blanks[tokens[i].id], before = blanks >> 16, behind = blanks & 65535;
         if (before && !(prefix_space && before == 1 && (i == 0 || tokens[i].begin == 0))) {
             tokens[i].begin += before;
             if (tokens[i].begin > tokens[i].end) tokens[i].begin = tokens[i].end;
@@ -10359,7 +10571,8 @@ static void twi_trim(const tw_tokenizer *t, twi_token *tokens, size_t n, bool pr
     }
 }
 
-typedef struct twi_lists { int32_t *ids, *type_ids, *attention_mask, *special_mask, *words; int64_t (*offsets)[2]; size_t count; } twi_lists;
+typedef struct twi_lists {
+    int32_t *ids, *type_ids, *attention_mask, *special_mask, *words; int64_t (*offsets)[2]; size_t count; } twi_lists;
 
 static void twi_list_put(twi_lists *lists, int32_t id, int32_t type, const twi_token *token, bool padding) {
     size_t i = lists->count++;
@@ -10389,7 +10602,8 @@ static bool twi_lists_reserve(tw_tokenizer *t, twi_lists *lists, size_t count) {
     return true;
 }
 
-TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, const tw_tokenize_desc *how, tw_encoding *out) {
+TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, const tw_tokenize_desc *how,
+                          tw_encoding *out) {
     tw_tokenize_desc plain;
     const twi_template *form;
     twi_template_item bare[2];
@@ -10402,13 +10616,15 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
     memset(&plain, 0, sizeof plain);
     if (!how) how = &plain;
     if (!text && length) { twi_fail(t->tw, TW_E_ARGUMENT, "tokenize: the text is NULL"); return -1; }
-    if (how->pad_to < 0 || how->pad_to_multiple_of < 0 || how->pad_to > INT32_MAX || how->pad_to_multiple_of > INT32_MAX) {
+    if (how->pad_to < 0 || how->pad_to_multiple_of < 0 || how->pad_to > INT32_MAX
+        || how->pad_to_multiple_of > INT32_MAX) {
         twi_fail(t->tw, TW_E_RANGE, "tokenize: padding to a length out of range");
         return -1;
     }
     if (!twi_encode_text(t, text ? text : "", length, &t->tokens[0])) return -1;
     if (how->pair && !twi_encode_text(t, how->pair, how->pair_length, &t->tokens[1])) return -1;
-    memset(bare, 0, sizeof bare);                                           /* without a template: the first text, the second one as type 1 */
+    /* without a template: the first text, the second one as type 1 */
+    memset(bare, 0, sizeof bare);
     bare[0].kind = 1;
     bare[1].kind = 2;
     bare[1].type = 1;
@@ -10421,14 +10637,20 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
     for (total = 0, i = 0; i < form->count; i++)
         total += form->items[i].kind ? keep[form->items[i].kind - 1] : how->no_special ? 0u : 1u;
     padded = how->pad_to ? (size_t)how->pad_to : total;
-    if (how->pad_to_multiple_of && padded % (size_t)how->pad_to_multiple_of) padded += (size_t)how->pad_to_multiple_of - padded % (size_t)how->pad_to_multiple_of;
+    if (how->pad_to_multiple_of && padded % (size_t)how->pad_to_multiple_of)
+        padded += (size_t)how->pad_to_multiple_of - padded % (size_t)how->pad_to_multiple_of;
     if (padded < total) padded = total;
     pads = padded - total;
-    if (pads && (pad = tw_special_id(t, "pad")) < 0) { twi_fail(t->tw, TW_E_MISSING, "tokenize: the tokenizer has no padding token"); return -1; }
+    if (pads && (pad = tw_special_id(t, "pad")) < 0) {
+        twi_fail(t->tw, TW_E_MISSING, "tokenize: the tokenizer has no padding token");
+        return -1;
+    }
     if (!twi_lists_reserve(t, &lists, padded)) return -1;
     for (i = 0; how->pad_left && i < pads; i++) twi_list_put(&lists, pad, 0, NULL, true);
     for (j = 0; j < 2; j++) {
-        twi_token *kept = t->tokens[j].list + (how->truncate_left ? t->tokens[j].count - (j == 0 || how->pair ? keep[j] : t->tokens[j].count) : 0);
+        twi_token *kept = t->tokens[j].list + (how->truncate_left
+                                               ? t->tokens[j].count - (j == 0 || how->pair ? keep[j]
+                                                   : t->tokens[j].count) : 0);
         int trim;
         if (j == 1 && !how->pair) break;
         for (trim = 0; trim < t->trim_count && keep[j]; trim++) twi_trim(t, kept, keep[j], t->trim_prefix_space[trim]);
@@ -10437,9 +10659,13 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
         const twi_template_item *item = &form->items[i];
         const twi_tokens *tokens = &t->tokens[item->kind == 2];
         size_t first;
-        if (item->kind == 0) { if (!how->no_special) twi_list_put(&lists, item->id, item->type, NULL, false); continue; }
+        if (item->kind == 0) {
+            if (!how->no_special) twi_list_put(&lists, item->id, item->type, NULL, false);
+            continue;
+        }
         first = how->truncate_left ? tokens->count - keep[item->kind - 1] : 0;
-        for (j = 0; j < keep[item->kind - 1]; j++) twi_list_put(&lists, tokens->list[first + j].id, item->type, &tokens->list[first + j], false);
+        for (j = 0; j < keep[item->kind - 1]; j++)
+            twi_list_put(&lists, tokens->list[first + j].id, item->type, &tokens->list[first + j], false);
     }
     for (i = 0; !how->pad_left && i < pads; i++) twi_list_put(&lists, pad, 0, NULL, true);
     out->count = (int64_t)lists.count;
@@ -10452,21 +10678,26 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
     return out->count;
 }
 
-/* -- the vocabulary, asked from outside ------------------------------------------------------------------------------ */
+/* -- the vocabulary, asked from outside -------------------------------------------------------- */
 
 static const twi_added *twi_added_of(const tw_tokenizer *t, int32_t id) {
     return id >= 0 && (size_t)id < t->vocabulary.count && t->added_of[id] ? &t->added[t->added_of[id] - 1] : NULL;
 }
 
-TWDEF const char *tw_token(const tw_tokenizer *t, int32_t id) { return t ? twi_spelling_of(&t->vocabulary, id, NULL) : NULL; }
-TWDEF int32_t tw_token_id(const tw_tokenizer *t, const char *token) { return t && token ? twi_vocabulary_find(&t->vocabulary, token, strlen(token)) : -1; }
+TWDEF const char *tw_token(const tw_tokenizer *t, int32_t id) {
+    return t ? twi_spelling_of(&t->vocabulary, id, NULL) : NULL;
+}
+TWDEF int32_t tw_token_id(const tw_tokenizer *t, const char *token) {
+    return t && token ? twi_vocabulary_find(&t->vocabulary, token, strlen(token)) : -1;
+}
 TWDEF int64_t tw_vocab_size(const tw_tokenizer *t) { return t ? (int64_t)t->vocabulary.count : 0; }
 
 static const char *const twi_special_names[TWI_SPECIALS] = { "bos", "eos", "pad", "unk", "cls", "sep", "mask" };
 
 TWDEF int32_t tw_special_id(const tw_tokenizer *t, const char *name) {
     int i;
-    for (i = 0; t && name && i < TWI_SPECIALS; i++) if (strcmp(name, twi_special_names[i]) == 0) return t->special_ids[i];
+    for (i = 0; t && name && i < TWI_SPECIALS; i++) if (strcmp(name, twi_special_names[i]) == 0)
+        return t->special_ids[i];
     return -1;
 }
 
@@ -10475,12 +10706,13 @@ TWDEF bool tw_is_special(const tw_tokenizer *t, int32_t id) {
     return added && added->special;
 }
 
-/* -- from ids back to text --------------------------------------------------------------------------------------------
+/* -- from ids back to text ------------------------------------------------------------------------
    A decoder is a chain of stages, each of which gets tokens one by one, keeps what it cannot decide yet, and
    hands texts on to the next.  Decoding a list is feeding it and asking for the rest.
 
    A stage that fuses makes all tokens one; the stages behind it get that one in chunks. */
-typedef struct twi_stage { twi_text held; int64_t count; bool open; } twi_stage;             /* open: the fused token has begun */
+/* open: the fused token has begun */
+typedef struct twi_stage { twi_text held; int64_t count; bool open; } twi_stage;
 
 struct tw_decoder {
     tw_tokenizer *tokenizer;
@@ -10488,11 +10720,12 @@ struct tw_decoder {
     bool          skip_special;
     twi_stage    *stages;              /* one for each step, and one for what is done without any */
     twi_text      out, work;
-    bool          blank_seen, any_text;                                     /* SentencePiece: the first blank is dropped */
+    /* SentencePiece: the first blank is dropped */
+    bool          blank_seen, any_text;
 };
 
-/* Bytes to valid text: every longest beginning of a character that does not become one is U+FFFD (as Rust and the web have it).
-   Returns how many bytes were decided; without `last`, an unfinished character at the end is not. */
+/* Bytes to valid text: every longest beginning of a character that does not become one is U+FFFD (as Rust and the
+   web have it).  Returns how many bytes were decided; without `last`, an unfinished character at the end is not. */
 static size_t twi_utf8_lossy(twi_text *out, const char *s, size_t n, bool last) {
     const unsigned char *u = (const unsigned char *)s;
     size_t at = 0, k, need;
@@ -10531,7 +10764,8 @@ static void twi_append_replaced(twi_text *out, const char *s, size_t n, const ch
 
 /* English spacing, as BERT's decoder tidies it up, token by token. */
 static void twi_clean_up(twi_text *text, twi_text *work) {
-    static const char *const rules[][2] = { { " .", "." }, { " ?", "?" }, { " !", "!" }, { " ,", "," }, { " ' ", "'" }, { " n't", "n't" },
+    static const char *const rules[][2] =
+        { { " .", "." }, { " ?", "?" }, { " !", "!" }, { " ,", "," }, { " ' ", "'" }, { " n't", "n't" },
         { " 'm", "'m" }, { " do not", " don't" }, { " 's", "'s" }, { " 've", "'ve" }, { " 're", "'re" } };
     size_t i;
     twi_text swap;
@@ -10556,7 +10790,10 @@ static void twi_flush_bytes(tw_decoder *d, size_t index) {
     twi_text_clear(&stage->held);
 }
 
-static int twi_hex(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+static int twi_hex(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10
+        : -1;
+}
 
 /* The byte that "<0x41>" names, or -1. */
 static int twi_byte_token(const char *s, size_t n) {
@@ -10579,7 +10816,8 @@ static void twi_stage_bytes(tw_decoder *d, size_t index, const char *s, size_t n
     if (stage->held.data) memmove(stage->held.data, stage->held.data + done, stage->held.length - done);
     stage->held.length -= done;
     if (d->work.length) {
-        twi_text chunk = d->work;                                           /* the next stage may use the work text itself */
+        /* the next stage may use the work text itself */
+        twi_text chunk = d->work;
         memset(&d->work, 0, sizeof d->work);
         d->work.region = chunk.region;
         twi_stage_put(d, index + 1, chunk.data, chunk.length, !stage->open, false);
@@ -10592,13 +10830,14 @@ static void twi_stage_bytes(tw_decoder *d, size_t index, const char *s, size_t n
 static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, bool begins, bool ends) {
     tw_tokenizer *t = d->tokenizer;
     twi_stage *stage = &d->stages[index];
-    const twi_step *step = &t->decoders[index];
+    const twi_step *step = t->decoders + (index < t->decoder_count ? index : 0);
     twi_text made = twi_text_new(&t->region), spare = twi_text_new(&t->region);
     size_t at, size, begin, end;
     int64_t cut;
     twi_finder f;
     if (index >= t->decoder_count) {
-        if (!t->has_decoder && begins && stage->count++) twi_text_char(&d->out, ' ');        /* no decoder at all: blanks between tokens */
+        /* no decoder at all: blanks between tokens */
+        if (!t->has_decoder && begins && stage->count++) twi_text_char(&d->out, ' ');
         twi_text_bytes(&d->out, s, n);
         return;
     }
@@ -10611,7 +10850,10 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         break;
     case TWI_D_WORDPIECE:
         if (stage->count++) {
-            if (n >= step->text_length && memcmp(s, step->text, step->text_length) == 0) { s += step->text_length; n -= step->text_length; }
+            if (n >= step->text_length && memcmp(s, step->text, step->text_length) == 0) {
+                s += step->text_length;
+                n -= step->text_length;
+            }
             else twi_text_char(&made, ' ');
         }
         twi_text_bytes(&made, s, n);
@@ -10631,7 +10873,8 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         twi_flush_bytes(d, index);
         twi_stage_put(d, index + 1, s, n, true, true);
         break;
-    case TWI_D_STRIP:                                                       /* count: characters that may still be cut */
+    /* count: characters that may still be cut */
+    case TWI_D_STRIP:
         if (begins) stage->count = step->start;
         for (at = 0; at < n && stage->count > 0; at += size, stage->count--)
             if (twi_char_at(s + at, &size) != step->code) { stage->count = 0; break; }
@@ -10652,7 +10895,8 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         twi_text_bytes(&made, s + at, n - at);
         twi_stage_put(d, index + 1, twi_text_string(&made), made.length, begins, ends);
         break;
-    default:                                                                /* BPE's suffix is a blank, but at the end */
+    /* BPE's suffix is a blank, but at the end */
+    default:
         if (stage->count++) {
             twi_append_replaced(&made, twi_text_string(&stage->held), stage->held.length, step->text, " ");
             twi_stage_put(d, index + 1, twi_text_string(&made), made.length, true, true);
@@ -10678,7 +10922,8 @@ static void twi_stages_end(tw_decoder *d) {
             twi_stage_put(d, i + 1, twi_text_string(&made), made.length, !stage->open, true);
             break;
         case TWI_D_FUSE:
-            if (t->decoders[i].split) twi_stage_put(d, i + 1, twi_text_string(&stage->held), stage->held.length, true, true);
+            if (t->decoders[i].split)
+                twi_stage_put(d, i + 1, twi_text_string(&stage->held), stage->held.length, true, true);
             else if (stage->open) twi_stage_put(d, i + 1, "", 0, false, true);
             break;
         case TWI_D_BYTE_FALLBACK: twi_flush_bytes(d, i); break;
@@ -10728,7 +10973,8 @@ static void twi_sp_decode(tw_decoder *d, int32_t id, const char *s, size_t n) {
     else if (t->types[id] == TWI_PIECE_CONTROL) twi_text_bytes(&d->out, s, n);
     else if (t->types[id] == TWI_PIECE_UNKNOWN) twi_text_bytes(&d->out, t->sp_unknown_surface, t->sp_unknown_length);
     else {
-        if (expects_blank && (t->sp_dummy_prefix || t->sp_extra_whitespace) && n >= 3 && memcmp(s, TWI_BLANK_MARK, 3) == 0) {
+        if (expects_blank && (t->sp_dummy_prefix || t->sp_extra_whitespace) && n >= 3
+            && memcmp(s, TWI_BLANK_MARK, 3) == 0) {
             s += 3;
             n -= 3;
             d->blank_seen = !t->sp_extra_whitespace;
@@ -10809,7 +11055,8 @@ TWDEF void tw_free_decoder(tw_decoder *d) {
     twi_free(region, d);
 }
 
-TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int64_t count, bool skip_special, size_t *length) {
+TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int64_t count, bool skip_special,
+                                       size_t *length) {
     int64_t i;
     tw_decoder *d;
     if (length) *length = 0;
@@ -10829,7 +11076,7 @@ TWDEF const char *tw_detokenize(tw_tokenizer *t, const int32_t *ids, int64_t cou
     return tw_detokenize_length(t, ids, count, skip_special, NULL);
 }
 
-/* -- opening: the steps of a tokenizer.json ------------------------------------------------------------------------- */
+/* -- opening: the steps of a tokenizer.json ---------------------------------------------------- */
 
 TWI_PRINTF(2, 3) static bool twi_bad_tokenizer(tw_tokenizer *t, const char *format, ...) {
     char why[400];
@@ -10856,13 +11103,18 @@ static uint32_t twi_one_char(const tw_json *value, uint32_t otherwise) {
 }
 
 static bool twi_read_behavior(tw_tokenizer *t, const tw_json *value, twi_behavior *out, twi_behavior otherwise) {
-    static const struct { const char *name; twi_behavior behavior; } names[] = { { "Removed", TWI_REMOVED }, { "Isolated", TWI_ISOLATED },
-        { "MergedWithPrevious", TWI_WITH_PREVIOUS }, { "MergedWithNext", TWI_WITH_NEXT }, { "Contiguous", TWI_CONTIGUOUS } };
+    static const struct { const char *name; twi_behavior behavior; } names[] =
+        { { "Removed", TWI_REMOVED }, { "Isolated", TWI_ISOLATED },
+        { "MergedWithPrevious", TWI_WITH_PREVIOUS }, { "MergedWithNext", TWI_WITH_NEXT },
+            { "Contiguous", TWI_CONTIGUOUS } };
     const char *name = tw_json_string(value, NULL);
     size_t i;
     *out = otherwise;
     if (!name) return true;
-    for (i = 0; i < sizeof names / sizeof *names; i++) if (strcmp(name, names[i].name) == 0) { *out = names[i].behavior; return true; }
+    for (i = 0; i < sizeof names / sizeof *names; i++) if (strcmp(name, names[i].name) == 0) {
+        *out = names[i].behavior;
+        return true;
+    }
     return twi_bad_tokenizer(t, "\"%s\" is no way to split (tokenizer.json)", name);
 }
 
@@ -10906,7 +11158,8 @@ static bool twi_read_metaspace(tw_tokenizer *t, const tw_json *j, twi_step *step
     if (!scheme) { if (!tw_json_bool(tw_json_get(j, "add_prefix_space"), true)) step->prepend = TWI_NEVER; }
     else if (strcmp(scheme, "first") == 0) step->prepend = TWI_FIRST;
     else if (strcmp(scheme, "never") == 0) step->prepend = TWI_NEVER;
-    else if (strcmp(scheme, "always") != 0) return twi_bad_tokenizer(t, "\"%s\" is no prepend_scheme (tokenizer.json)", scheme);
+    else if (strcmp(scheme, "always") != 0)
+        return twi_bad_tokenizer(t, "\"%s\" is no prepend_scheme (tokenizer.json)", scheme);
     return true;
 }
 
@@ -10914,20 +11167,27 @@ static bool twi_read_metaspace(tw_tokenizer *t, const tw_json *j, twi_step *step
 static bool twi_read_step(tw_tokenizer *t, const tw_json *j, const char *type, char group, twi_step *step) {
 #define TWI_FLAG(key, otherwise) tw_json_bool(tw_json_get(j, key), otherwise)
     static const struct { char group; const char *name; twi_step_kind kind; } rows[] = {
-        { 'n', "BertNormalizer", TWI_N_BERT }, { 'n', "NFD", TWI_N_FORM }, { 'n', "NFC", TWI_N_FORM }, { 'n', "NFKD", TWI_N_FORM },
-        { 'n', "NFKC", TWI_N_FORM }, { 'n', "Lowercase", TWI_N_LOWERCASE }, { 'n', "StripAccents", TWI_N_STRIP_ACCENTS },
+        { 'n', "BertNormalizer", TWI_N_BERT }, { 'n', "NFD", TWI_N_FORM }, { 'n', "NFC", TWI_N_FORM },
+            { 'n', "NFKD", TWI_N_FORM },
+        { 'n', "NFKC", TWI_N_FORM }, { 'n', "Lowercase", TWI_N_LOWERCASE },
+            { 'n', "StripAccents", TWI_N_STRIP_ACCENTS },
         { 'n', "Strip", TWI_N_STRIP }, { 'n', "Replace", TWI_N_REPLACE }, { 'n', "Prepend", TWI_N_PREPEND },
         { 'n', "Precompiled", TWI_N_CHARSMAP }, { 'n', "Nmt", TWI_N_NMT }, { 'n', "ByteLevel", TWI_N_BYTES },
-        { 's', "ByteLevel", TWI_S_BYTE_LEVEL }, { 's', "Whitespace", TWI_S_WORDS }, { 's', "WhitespaceSplit", TWI_S_KIND },
-        { 's', "Metaspace", TWI_S_METASPACE }, { 's', "Split", TWI_S_PATTERN }, { 's', "Punctuation", TWI_S_KIND }, { 's', "Digits", TWI_S_KIND },
-        { 's', "CharDelimiterSplit", TWI_S_CHARACTER }, { 's', "Delimiter", TWI_S_CHARACTER }, { 's', "FixedLength", TWI_S_LENGTH },
-        { 'd', "ByteLevel", TWI_D_BYTE_LEVEL }, { 'd', "WordPiece", TWI_D_WORDPIECE }, { 'd', "Metaspace", TWI_D_METASPACE },
+        { 's', "ByteLevel", TWI_S_BYTE_LEVEL }, { 's', "Whitespace", TWI_S_WORDS },
+            { 's', "WhitespaceSplit", TWI_S_KIND },
+        { 's', "Metaspace", TWI_S_METASPACE }, { 's', "Split", TWI_S_PATTERN }, { 's', "Punctuation", TWI_S_KIND },
+            { 's', "Digits", TWI_S_KIND },
+        { 's', "CharDelimiterSplit", TWI_S_CHARACTER }, { 's', "Delimiter", TWI_S_CHARACTER },
+            { 's', "FixedLength", TWI_S_LENGTH },
+        { 'd', "ByteLevel", TWI_D_BYTE_LEVEL }, { 'd', "WordPiece", TWI_D_WORDPIECE },
+            { 'd', "Metaspace", TWI_D_METASPACE },
         { 'd', "ByteFallback", TWI_D_BYTE_FALLBACK }, { 'd', "Fuse", TWI_D_FUSE }, { 'd', "Strip", TWI_D_STRIP },
         { 'd', "Replace", TWI_D_REPLACE }, { 'd', "BPEDecoder", TWI_D_BPE } };
     const tw_json *text;
     unsigned char *map;
     size_t i, length;
-    for (i = 0; i < sizeof rows / sizeof *rows; i++) if (rows[i].group == group && strcmp(rows[i].name, type) == 0) break;
+    for (i = 0; i < sizeof rows / sizeof *rows; i++) if (rows[i].group == group && strcmp(rows[i].name, type) == 0)
+        break;
     if (i == sizeof rows / sizeof *rows) {
         twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer.json: the step \"%s\" is not supported", type);
         return false;
@@ -10942,17 +11202,21 @@ static bool twi_read_step(tw_tokenizer *t, const tw_json *j, const char *type, c
         step->strip_accents = TWI_FLAG("strip_accents", step->lowercase);
         return true;
     case TWI_N_FORM: step->compose = type[strlen(type) - 1] == 'C'; step->compatible = type[2] == 'K'; return true;
-    case TWI_N_STRIP: step->left = TWI_FLAG("strip_left", true); step->right = TWI_FLAG("strip_right", true); return true;
+    case TWI_N_STRIP: step->left = TWI_FLAG("strip_left", true); step->right = TWI_FLAG("strip_right", true);
+    return true;
     case TWI_N_REPLACE:
     case TWI_D_REPLACE:
         step->content = twi_keep_string(t, tw_json_get(j, "content"), &step->content_length);
         return step->content && twi_read_pattern(t, tw_json_get(j, "pattern"), step);
-    case TWI_N_PREPEND: step->text = twi_keep_string(t, tw_json_get(j, "prepend"), &step->text_length); return step->text != NULL;
+    case TWI_N_PREPEND: step->text = twi_keep_string(t, tw_json_get(j, "prepend"), &step->text_length);
+    return step->text != NULL;
     case TWI_N_CHARSMAP:
         text = tw_json_get(j, "precompiled_charsmap");
         map = twi_read_base64(t, tw_json_string(text, ""), tw_json_string_length(text), &length);
-        if (!map || !twi_open_charsmap(t->tw, &step->map, map, length) || !twi_make_clusters(&t->region, &t->unicode)) return false;
-        return twi_is_utf8(step->map.texts, step->map.text_bytes) || twi_bad_tokenizer(t, "precompiled_charsmap's texts are not UTF-8 (tokenizer.json)");
+        if (!map || !twi_open_charsmap(t->tw, &step->map, map, length) || !twi_make_clusters(&t->region, &t->unicode))
+            return false;
+        return twi_is_utf8(step->map.texts, step->map.text_bytes)
+            || twi_bad_tokenizer(t, "precompiled_charsmap's texts are not UTF-8 (tokenizer.json)");
     case TWI_S_BYTE_LEVEL:
         step->prefix_space = TWI_FLAG("add_prefix_space", true);
         step->use_regex = TWI_FLAG("use_regex", true);
@@ -10967,7 +11231,8 @@ static bool twi_read_step(tw_tokenizer *t, const tw_json *j, const char *type, c
     case TWI_D_METASPACE: return twi_read_metaspace(t, j, step);
     case TWI_S_PATTERN:
         step->invert = TWI_FLAG("invert", false);
-        return twi_read_behavior(t, tw_json_get(j, "behavior"), &step->behavior, TWI_ISOLATED) && twi_read_pattern(t, tw_json_get(j, "pattern"), step);
+        return twi_read_behavior(t, tw_json_get(j, "behavior"), &step->behavior, TWI_ISOLATED)
+            && twi_read_pattern(t, tw_json_get(j, "pattern"), step);
     case TWI_S_CHARACTER:
         step->code = twi_one_char(tw_json_get(j, "delimiter"), UINT32_MAX);
         step->behavior = TWI_REMOVED;
@@ -11013,7 +11278,8 @@ static bool twi_read_steps(tw_tokenizer *t, const tw_json *j, char group, twi_st
             next[depth++] = 0;
         } else {
             bool bert = group == 's' && strcmp(type, "BertPreTokenizer") == 0;
-            if (*count + (bert ? 2 : 1) > TWI_MAX_STEPS) return twi_bad_tokenizer(t, "there are too many steps (tokenizer.json)");
+            if (*count + (bert ? 2 : 1) > TWI_MAX_STEPS)
+                return twi_bad_tokenizer(t, "there are too many steps (tokenizer.json)");
             if (bert && !twi_read_step(t, j, "WhitespaceSplit", group, &(*out)[(*count)++])) return false;
             if (!twi_read_step(t, j, bert ? "Punctuation" : type, group, &(*out)[*count])) return false;
             if (bert) (*out)[*count].behavior = TWI_ISOLATED;
@@ -11025,11 +11291,12 @@ static bool twi_read_steps(tw_tokenizer *t, const tw_json *j, char group, twi_st
     }
 }
 
-/* -- opening: templates ---------------------------------------------------------------------------------------------------- */
+/* -- opening: templates ------------------------------------------------------------------------ */
 
 static bool twi_template_put(tw_tokenizer *t, twi_template *form, int kind, int64_t id, int64_t type) {
     void *grown;
-    if (id < 0 || id >= INT32_MAX || type < 0 || type >= INT32_MAX) return twi_bad_tokenizer(t, "an id of the post-processor is out of range");
+    if (id < 0 || id >= INT32_MAX || type < 0 || type >= INT32_MAX)
+        return twi_bad_tokenizer(t, "an id of the post-processor is out of range");
     grown = twi_grow(&t->region, form->items, form->count, &form->capacity, form->count + 1, sizeof *form->items);
     if (!grown) return false;
     form->items = (twi_template_item *)grown;
@@ -11042,24 +11309,34 @@ static bool twi_template_put(tw_tokenizer *t, twi_template *form, int kind, int6
 /* cls A sep, and for pairs cls A sep B sep (BERT) or cls A sep sep B sep, all of type 0 (RoBERTa). */
 static bool twi_bert_template(tw_tokenizer *t, int64_t cls, int64_t sep, bool roberta) {
     t->has_template = true;
-    return twi_template_put(t, &t->single, 0, cls, 0) && twi_template_put(t, &t->single, 1, 0, 0) && twi_template_put(t, &t->single, 0, sep, 0)
-        && twi_template_put(t, &t->pair, 0, cls, 0) && twi_template_put(t, &t->pair, 1, 0, 0) && twi_template_put(t, &t->pair, 0, sep, 0)
-        && (!roberta || twi_template_put(t, &t->pair, 0, sep, 0)) && twi_template_put(t, &t->pair, 2, 0, !roberta) && twi_template_put(t, &t->pair, 0, sep, !roberta);
+    return twi_template_put(t, &t->single, 0, cls, 0) && twi_template_put(t, &t->single, 1, 0, 0)
+        && twi_template_put(t, &t->single, 0, sep, 0)
+        && twi_template_put(t, &t->pair, 0, cls, 0) && twi_template_put(t, &t->pair, 1, 0, 0)
+            && twi_template_put(t, &t->pair, 0, sep, 0)
+        && (!roberta || twi_template_put(t, &t->pair, 0, sep, 0)) && twi_template_put(t, &t->pair, 2, 0, !roberta)
+            && twi_template_put(t, &t->pair, 0, sep, !roberta);
 }
 
-static bool twi_read_template(tw_tokenizer *t, const tw_json *pieces, const tw_json *specials, bool pair, twi_template *form) {
+static bool twi_read_template(tw_tokenizer *t, const tw_json *pieces, const tw_json *specials, bool pair,
+                              twi_template *form) {
     int64_t i, k;
     for (i = 0; i < tw_json_count(pieces); i++) {
-        const tw_json *piece = tw_json_at(pieces, i), *sequence = tw_json_get(piece, "Sequence"), *special = tw_json_get(piece, "SpecialToken");
+        const tw_json *piece = tw_json_at(pieces, i), *sequence = tw_json_get(piece, "Sequence"),
+            *special = tw_json_get(piece, "SpecialToken");
         int64_t type = tw_json_int(tw_json_get(sequence ? sequence : special, "type_id"), 0);
         const char *id = tw_json_string(tw_json_get(sequence ? sequence : special, "id"), "");
         if (sequence) {
-            if (id[0] == 'B' && !pair) return twi_bad_tokenizer(t, "the template of one text asks for a second one (tokenizer.json)");
+            if (id[0] == 'B' && !pair)
+                return twi_bad_tokenizer(t, "the template of one text asks for a second one (tokenizer.json)");
             if (!twi_template_put(t, form, id[0] == 'B' ? 2 : 1, 0, type)) return false;
         } else {
             const tw_json *ids = tw_json_get(tw_json_get(specials, id), "ids");
-            if (!special || tw_json_count(ids) == 0) return twi_bad_tokenizer(t, "the template names a token that it does not define: \"%s\" (tokenizer.json)", id);
-            for (k = 0; k < tw_json_count(ids); k++) if (!twi_template_put(t, form, 0, tw_json_int(tw_json_at(ids, k), -1), type)) return false;
+            if (!special || tw_json_count(ids) == 0)
+                return twi_bad_tokenizer(t,
+                                         "the template names a token that it does not define: \"%s\" (tokenizer.json)",
+                                             id);
+            for (k = 0; k < tw_json_count(ids); k++)
+                if (!twi_template_put(t, form, 0, tw_json_int(tw_json_at(ids, k), -1), type)) return false;
         }
     }
     return true;
@@ -11072,16 +11349,19 @@ static bool twi_read_post_processor(tw_tokenizer *t, const tw_json *j) {
     if (!j || tw_json_type(j) == TW_JSON_NULL) return true;
     for (;;) {
         const char *type = tw_json_string(tw_json_get(j, "type"), "");
-        bool byte_level = strcmp(type, "ByteLevel") == 0, roberta = strcmp(type, "RobertaProcessing") == 0, bert = strcmp(type, "BertProcessing") == 0;
+        bool byte_level = strcmp(type, "ByteLevel") == 0, roberta = strcmp(type, "RobertaProcessing") == 0,
+            bert = strcmp(type, "BertProcessing") == 0;
         if (strcmp(type, "Sequence") == 0 && !nested) { list = tw_json_get(j, "processors"); nested = true; }
         else if (byte_level || roberta || bert) {
             if (!bert && tw_json_bool(tw_json_get(j, "trim_offsets"), true)) {
-                if (t->trim_count == TWI_MAX_TRIMS) return twi_bad_tokenizer(t, "offsets are trimmed too often (tokenizer.json)");
+                if (t->trim_count == TWI_MAX_TRIMS)
+                    return twi_bad_tokenizer(t, "offsets are trimmed too often (tokenizer.json)");
                 t->trim_prefix_space[t->trim_count++] = tw_json_bool(tw_json_get(j, "add_prefix_space"), true);
             }
             if (!byte_level) {
                 if (t->has_template) return twi_bad_tokenizer(t, "two post-processors add tokens (tokenizer.json)");
-                if (!twi_bert_template(t, tw_json_int(tw_json_at(tw_json_get(j, "cls"), 1), -1), tw_json_int(tw_json_at(tw_json_get(j, "sep"), 1), -1), roberta)) return false;
+                if (!twi_bert_template(t, tw_json_int(tw_json_at(tw_json_get(j, "cls"), 1), -1),
+                                       tw_json_int(tw_json_at(tw_json_get(j, "sep"), 1), -1), roberta)) return false;
             }
         } else if (strcmp(type, "TemplateProcessing") == 0) {
             const tw_json *specials = tw_json_get(j, "special_tokens");
@@ -11089,40 +11369,51 @@ static bool twi_read_post_processor(tw_tokenizer *t, const tw_json *j) {
             t->has_template = true;
             if (!twi_read_template(t, tw_json_get(j, "single"), specials, false, &t->single)) return false;
             if (!twi_read_template(t, tw_json_get(j, "pair"), specials, true, &t->pair)) return false;
-        } else { twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer.json: the post-processor \"%s\" is not supported", type); return false; }
+        } else {
+            twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer.json: the post-processor \"%s\" is not supported", type);
+            return false;
+        }
         if (next >= tw_json_count(list)) break;
         j = tw_json_at(list, next++);
     }
     for (i = 0; i < (int64_t)(t->single.count + t->pair.count); i++) {
-        const twi_template_item *item = i < (int64_t)t->single.count ? &t->single.items[i] : &t->pair.items[i - (int64_t)t->single.count];
+        const twi_template_item *item = i < (int64_t)t->single.count ? &t->single.items[i]
+            : &t->pair.items[i - (int64_t)t->single.count];
         if (item->kind == 0 && item->id < 0) return twi_bad_tokenizer(t, "the post-processor has an id out of range");
     }
     return true;
 }
 
-/* -- opening: models ---------------------------------------------------------------------------------------------------------- */
+/* -- opening: models --------------------------------------------------------------------------- */
 
 /* {"token": id, ...}.  Ids may have holes, but not wide ones, and no two tokens may share one. */
 static bool twi_read_vocabulary(tw_tokenizer *t, const tw_json *vocab, const char *file) {
     int64_t n = tw_json_count(vocab), i, limit = n * 16 + 65536;
-    if (tw_json_type(vocab) != TW_JSON_OBJECT) return twi_bad_tokenizer(t, "the vocabulary is not an object of ids (%s)", file);
+    if (tw_json_type(vocab) != TW_JSON_OBJECT)
+        return twi_bad_tokenizer(t, "the vocabulary is not an object of ids (%s)", file);
     if (!twi_vocabulary_reindex(&t->vocabulary, (size_t)n + 64)) return false;
     for (i = 0; i < n; i++) {
         const char *token = tw_json_key(vocab, i);
         const tw_json *value = tw_json_at(vocab, i);
         int64_t id = tw_json_int(value, -1);
-        if (id < 0 || id >= limit) return twi_bad_tokenizer(t, "the id of token \"%s\" is not a number from 0 to %lld (%s)", token, (long long)limit - 1, file);
+        if (id < 0 || id >= limit)
+            return twi_bad_tokenizer(t, "the id of token \"%s\" is not a number from 0 to %lld (%s)", token,
+                                     (long long)limit - 1, file);
         if ((size_t)id < t->vocabulary.count && t->vocabulary.list[id].length >= 0)
-            return twi_bad_tokenizer(t, "tokens \"%s\" and \"%s\" share the id %lld (%s)", tw_token(t, (int32_t)id), token, (long long)id, file);
+            return twi_bad_tokenizer(t, "tokens \"%s\" and \"%s\" share the id %lld (%s)", tw_token(t, (int32_t)id),
+                                     token, (long long)id, file);
         if (!twi_vocabulary_put(&t->vocabulary, token, tw_json_key_length(vocab, i), id)) return false;
     }
     t->model_size = (size_t)n;
     return true;
 }
 
-/* A merge: both parts and what they make (the second without BPE's prefix) must be in the vocabulary.  The last of equal pairs counts. */
-static bool twi_put_merge(tw_tokenizer *t, const char *a, size_t na, const char *b, size_t nb, uint32_t rank, const char *file) {
-    int32_t left = twi_vocabulary_find(&t->vocabulary, a, na), right = twi_vocabulary_find(&t->vocabulary, b, nb), joined = -1;
+/* A merge: both parts and what they make (the second without BPE's prefix) must be in the vocabulary.  The last
+   of equal pairs counts. */
+static bool twi_put_merge(tw_tokenizer *t, const char *a, size_t na, const char *b, size_t nb, uint32_t rank,
+                          const char *file) {
+    int32_t left = twi_vocabulary_find(&t->vocabulary, a, na), right = twi_vocabulary_find(&t->vocabulary, b, nb),
+        joined = -1;
     uint64_t pair;
     size_t at, skip = nb >= t->prefix_length ? t->prefix_length : nb;
     if (left >= 0 && right >= 0) {
@@ -11132,10 +11423,12 @@ static bool twi_put_merge(tw_tokenizer *t, const char *a, size_t na, const char 
         if (t->scratch.failed) return false;
         joined = twi_vocabulary_find(&t->vocabulary, twi_text_string(&t->scratch), t->scratch.length);
     }
-    if (joined < 0) return twi_bad_tokenizer(t, "merge %lu, \"%.*s %.*s\", is of tokens that the vocabulary lacks (%s)", (unsigned long)rank,
+    if (joined < 0) return twi_bad_tokenizer(t, "merge %lu, \"%.*s %.*s\", is of tokens that the vocabulary lacks (%s)",
+                                             (unsigned long)rank,
                                              (int)(na < 60 ? na : 60), a, (int)(nb < 60 ? nb : 60), b, file);
     pair = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) + 1;
-    for (at = (size_t)twi_mix(pair) & t->merge_mask; t->merges[at].pair && t->merges[at].pair != pair; at = (at + 1) & t->merge_mask) continue;
+    for (at = (size_t)twi_mix(pair) & t->merge_mask; t->merges[at].pair && t->merges[at].pair != pair;
+        at = (at + 1) & t->merge_mask) continue;
     if (!t->merges[at].pair) t->merge_count++;
     t->merges[at].pair = pair;
     t->merges[at].rank = rank;
@@ -11155,7 +11448,9 @@ static bool twi_read_merge_line(tw_tokenizer *t, const char *s, size_t n, uint32
     const char *blank;
     if (n == 0 || (n >= 8 && memcmp(s, "#version", 8) == 0)) return true;
     blank = (const char *)memchr(s, ' ', n);
-    if (!blank || memchr(blank + 1, ' ', n - (size_t)(blank + 1 - s))) return twi_bad_tokenizer(t, "merge %lu is not two tokens with a blank between (%s)", (unsigned long)*rank, file);
+    if (!blank || memchr(blank + 1, ' ', n - (size_t)(blank + 1 - s)))
+        return twi_bad_tokenizer(t, "merge %lu is not two tokens with a blank between (%s)", (unsigned long)*rank,
+                                 file);
     return twi_put_merge(t, s, (size_t)(blank - s), blank + 1, n - (size_t)(blank + 1 - s), (*rank)++, file);
 }
 
@@ -11167,10 +11462,13 @@ static bool twi_read_merges(tw_tokenizer *t, const tw_json *merges) {
     for (i = 0; i < n; i++) {
         const tw_json *merge = tw_json_at(merges, i), *a = tw_json_at(merge, 0), *b = tw_json_at(merge, 1);
         if (tw_json_type(merge) == TW_JSON_STRING) {
-            if (!twi_read_merge_line(t, tw_json_string(merge, ""), tw_json_string_length(merge), &rank, "tokenizer.json")) return false;
-        } else if (tw_json_type(merge) != TW_JSON_ARRAY || tw_json_type(a) != TW_JSON_STRING || tw_json_type(b) != TW_JSON_STRING || tw_json_count(merge) != 2)
+            if (!twi_read_merge_line(t, tw_json_string(merge, ""), tw_json_string_length(merge), &rank,
+                                     "tokenizer.json")) return false;
+        } else if (tw_json_type(merge) != TW_JSON_ARRAY || tw_json_type(a) != TW_JSON_STRING
+                   || tw_json_type(b) != TW_JSON_STRING || tw_json_count(merge) != 2)
             return twi_bad_tokenizer(t, "merge %lld is not two tokens (tokenizer.json)", (long long)i);
-        else if (!twi_put_merge(t, tw_json_string(a, ""), tw_json_string_length(a), tw_json_string(b, ""), tw_json_string_length(b), rank++, "tokenizer.json")) return false;
+        else if (!twi_put_merge(t, tw_json_string(a, ""), tw_json_string_length(a), tw_json_string(b, ""),
+                                tw_json_string_length(b), rank++, "tokenizer.json")) return false;
     }
     return true;
 }
@@ -11180,8 +11478,14 @@ static void twi_find_byte_ids(tw_tokenizer *t) {
     unsigned b;
     char text[8];
     for (b = 0; b < 256; b++) {
-        if (t->byte_fallback) { snprintf(text, sizeof text, "<0x%02X>", b); t->byte_ids[b] = twi_vocabulary_find(&t->vocabulary, text, 6); }
-        else { char c[4]; t->byte_ids[b] = twi_vocabulary_find(&t->vocabulary, c, (size_t)twi_utf8_write(twi_byte_char(b), c)); }
+        if (t->byte_fallback) {
+            snprintf(text, sizeof text, "<0x%02X>", b);
+            t->byte_ids[b] = twi_vocabulary_find(&t->vocabulary, text, 6);
+        }
+        else {
+            char c[4];
+            t->byte_ids[b] = twi_vocabulary_find(&t->vocabulary, c, (size_t)twi_utf8_write(twi_byte_char(b), c));
+        }
     }
 }
 
@@ -11196,7 +11500,10 @@ static bool twi_make_model_trie(tw_tokenizer *t) {
     }
     if (!twi_make_trie(&t->region, &t->trie, &t->vocabulary, list, n)) return false;
     twi_free(&t->region, list);
-    for (i = 0; i < t->prefix_length; i++) { node = twi_trie_step(&t->trie, node, (unsigned char)t->prefix[i]); if (node == 0) break; }
+    for (i = 0; i < t->prefix_length; i++) {
+        node = twi_trie_step(&t->trie, node, (unsigned char)t->prefix[i]);
+        if (node == 0) break;
+    }
     t->trie_prefix = node;
     return true;
 }
@@ -11206,24 +11513,49 @@ static int32_t twi_find_unknown(tw_tokenizer *t, const tw_json *name) {
     return twi_vocabulary_find(&t->vocabulary, tw_json_string(name, ""), tw_json_string_length(name));
 }
 
+/* A score as `tokenizers` reads it: all digits as one whole number, rounded to a double, divided by a power of ten
+   and rounded again, which may be one bit off.  That bit decides between two ways to cut a
+   text that are otherwise equally good. */
+static double twi_rounded_twice(double score) {
+    char text[32];
+    size_t n = twi_format_number(score, text), i;
+    uint64_t digits = 0;
+    double power = 1;
+    int decimals = 0;
+    bool point = false;
+    for (i = text[0] == '-'; i < n; i++) {
+        if (text[i] == '.') { point = true; continue; }
+        /* an exponent: left as it is */
+        if (text[i] < '0' || text[i] > '9' || digits > UINT64_MAX / 10 - 1) return score;
+        digits = digits * 10 + (uint64_t)(text[i] - '0');
+        decimals += point;
+    }
+    if (decimals > 22) return score;                                        /* powers up to there are exact */
+    while (decimals-- > 0) power *= 10;
+    return (text[0] == '-' ? -1.0 : 1.0) * ((double)digits / power);
+}
+
 static bool twi_read_unigram(tw_tokenizer *t, const tw_json *j) {
     const tw_json *vocab = tw_json_get(j, "vocab"), *unknown = tw_json_get(j, "unk_id");
     int64_t n = tw_json_count(vocab), i;
-    if (tw_json_type(vocab) != TW_JSON_ARRAY || n == 0) return twi_bad_tokenizer(t, "a Unigram model needs a list of pieces (tokenizer.json)");
+    if (tw_json_type(vocab) != TW_JSON_ARRAY || n == 0)
+        return twi_bad_tokenizer(t, "a Unigram model needs a list of pieces (tokenizer.json)");
     t->scores = (double *)twi_alloc(&t->region, (size_t)n, sizeof *t->scores);
     if (!t->scores || !twi_vocabulary_reindex(&t->vocabulary, (size_t)n + 64)) return false;
     t->lowest = HUGE_VAL;
     for (i = 0; i < n; i++) {
         const tw_json *piece = tw_json_at(vocab, i), *text = tw_json_at(piece, 0), *score = tw_json_at(piece, 1);
-        if (tw_json_type(text) != TW_JSON_STRING || tw_json_type(score) != TW_JSON_NUMBER) return twi_bad_tokenizer(t, "piece %lld is not a text and a score (tokenizer.json)", (long long)i);
-        t->scores[i] = tw_json_number(score, 0);
+        if (tw_json_type(text) != TW_JSON_STRING || tw_json_type(score) != TW_JSON_NUMBER)
+            return twi_bad_tokenizer(t, "piece %lld is not a text and a score (tokenizer.json)", (long long)i);
+        t->scores[i] = twi_rounded_twice(tw_json_number(score, 0));
         if (t->scores[i] < t->lowest) t->lowest = t->scores[i];
         if (!twi_vocabulary_put(&t->vocabulary, tw_json_string(text, ""), tw_json_string_length(text), i)) return false;
     }
     t->model_size = (size_t)n;
     if (unknown && tw_json_type(unknown) != TW_JSON_NULL) {
         int64_t id = tw_json_int(unknown, -1);
-        if (id < 0 || id >= n) return twi_bad_tokenizer(t, "unk_id %lld is not in the vocabulary (tokenizer.json)", (long long)id);
+        if (id < 0 || id >= n) return twi_bad_tokenizer(t, "unk_id %lld is not in the vocabulary (tokenizer.json)",
+                                                        (long long)id);
         t->unknown = (int32_t)id;
     }
     return twi_make_model_trie(t);
@@ -11234,9 +11566,15 @@ static bool twi_read_model(tw_tokenizer *t, const tw_json *j) {
     const tw_json *unknown = tw_json_get(j, "unk_token");
     if (tw_json_type(j) != TW_JSON_OBJECT) return twi_bad_tokenizer(t, "there is no model (tokenizer.json)");
     if (!type) type = tw_json_get(j, "merges") ? "BPE" : tw_json_get(j, "continuing_subword_prefix") ? "WordPiece"
-                    : tw_json_type(tw_json_get(j, "vocab")) == TW_JSON_ARRAY ? "Unigram" : "WordLevel";     /* old files say nothing */
+                    /* old files say nothing */
+                    : tw_json_type(tw_json_get(j, "vocab")) == TW_JSON_ARRAY ? "Unigram" : "WordLevel";
     t->byte_fallback = tw_json_bool(tw_json_get(j, "byte_fallback"), false);
-    if (strcmp(type, "Unigram") == 0) { t->model = TWI_M_UNIGRAM; if (!twi_read_unigram(t, j)) return false; twi_find_byte_ids(t); return true; }
+    if (strcmp(type, "Unigram") == 0) {
+        t->model = TWI_M_UNIGRAM;
+        if (!twi_read_unigram(t, j)) return false;
+        twi_find_byte_ids(t);
+        return true;
+    }
     if (!twi_read_vocabulary(t, tw_json_get(j, "vocab"), "tokenizer.json")) return false;
     t->unknown = twi_find_unknown(t, unknown);
     t->unknown_missing = t->unknown < 0 && tw_json_type(unknown) == TW_JSON_STRING;
@@ -11261,7 +11599,7 @@ static bool twi_read_model(tw_tokenizer *t, const tw_json *j) {
     return false;
 }
 
-/* -- opening: added tokens ------------------------------------------------------------------------------------------------------ */
+/* -- opening: added tokens --------------------------------------------------------------------- */
 enum { TWI_MAX_ADDED_TOKEN = 1024 };
 
 static twi_added *twi_find_added_token(tw_tokenizer *t, const char *s, size_t n) {
@@ -11280,16 +11618,20 @@ static bool twi_add_token(tw_tokenizer *t, const char *s, size_t n, const twi_ad
     twi_source view;
     int free_buffer = 0;
     if (n == 0) return true;
-    if (n > TWI_MAX_ADDED_TOKEN) return twi_bad_tokenizer(t, "an added token is longer than %d bytes", (int)TWI_MAX_ADDED_TOKEN);
+    if (n > TWI_MAX_ADDED_TOKEN)
+        return twi_bad_tokenizer(t, "an added token is longer than %d bytes", (int)TWI_MAX_ADDED_TOKEN);
     if (!added) {
-        void *grown = twi_grow(&t->region, t->added, t->added_count, &t->added_capacity, t->added_count + 1, sizeof *t->added);
+        void *grown = twi_grow(&t->region, t->added, t->added_count, &t->added_capacity, t->added_count + 1,
+                               sizeof *t->added);
         if (!grown) return false;
         t->added = (twi_added *)grown;
         added = &t->added[t->added_count];
     }
     if (id < 0) {
         id = (int32_t)t->next_id++;
-        if (twi_spelling_of(&t->vocabulary, id, NULL)) return twi_bad_tokenizer(t, "added token \"%.*s\" gets the id %d, which is taken", (int)(n < 60 ? n : 60), s, (int)id);
+        if (twi_spelling_of(&t->vocabulary, id, NULL))
+            return twi_bad_tokenizer(t, "added token \"%.*s\" gets the id %d, which is taken", (int)(n < 60 ? n : 60),
+                                     s, (int)id);
         if (!twi_vocabulary_put(&t->vocabulary, s, n, id)) return false;
     }
     if (added == &t->added[t->added_count]) t->added_count++;
@@ -11327,13 +11669,19 @@ static bool twi_add_special(tw_tokenizer *t, const char *text, bool lstrip) {
     return twi_add_token(t, text, strlen(text), &like);
 }
 
-/* -- opening: whole folders -------------------------------------------------------------------------------------------------------- */
+/* -- opening: whole folders -------------------------------------------------------------------- */
 
-typedef struct twi_folder { const char *path; twi_text name; tw_json *config, *tokenizer_config, *special_map, *added; } twi_folder;
+typedef struct twi_folder {
+    const char *path; twi_text name; tw_json *config, *tokenizer_config, *special_map, *added; } twi_folder;
 
-static const char *twi_in_folder(twi_folder *f, const char *name) { twi_join_path(&f->name, f->path, name); return twi_text_string(&f->name); }
+static const char *twi_in_folder(twi_folder *f, const char *name) {
+    twi_join_path(&f->name, f->path, name);
+    return twi_text_string(&f->name);
+}
 
-static bool twi_folder_has(tw_context *tw, twi_folder *f, const char *name) { return twi_file_exists(tw, twi_in_folder(f, name)); }
+static bool twi_folder_has(tw_context *tw, twi_folder *f, const char *name) {
+    return twi_file_exists(tw, twi_in_folder(f, name));
+}
 
 /* A JSON file that may be missing. */
 static bool twi_folder_json(tw_context *tw, twi_folder *f, const char *name, tw_json **out) {
@@ -11358,8 +11706,10 @@ static const tw_json *twi_setting(const twi_folder *f, const char *key) {
     return tw_json_type(value) == TW_JSON_NULL ? NULL : value;
 }
 
-static const char *const twi_special_keys[TWI_SPECIALS] = { "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token" };
-static const int twi_special_order[TWI_SPECIALS] = { 0, 1, 3, 5, 2, 4, 6 };      /* in which `transformers` adds new ones: bos, eos, unk, sep, pad, cls, mask */
+static const char *const twi_special_keys[TWI_SPECIALS] =
+    { "bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token" };
+/* in which `transformers` adds new ones: bos, eos, unk, sep, pad, cls, mask */
+static const int twi_special_order[TWI_SPECIALS] = { 0, 1, 3, 5, 2, 4, 6 };
 
 typedef struct twi_family {            /* what a model's tokenizer has when its files say nothing */
     const char *name, *class_name;
@@ -11392,8 +11742,11 @@ static bool twi_add_folder_tokens(tw_tokenizer *t, const twi_folder *f, const tw
         }
         if (best < 0) break;
         last = best_id;
-        if (!t->source_is_json || !twi_find_added_token(t, tw_json_string(tw_json_get(tw_json_at(decoder, best), "content"), ""),
-                                                        tw_json_string_length(tw_json_get(tw_json_at(decoder, best), "content"))))
+        if (!t->source_is_json || !twi_find_added_token(t,
+                                                        tw_json_string(tw_json_get(tw_json_at(decoder, best),
+                                                            "content"), ""),
+                                                        tw_json_string_length(tw_json_get(tw_json_at(decoder, best),
+                                                            "content"))))
             if (!twi_add_token_of(t, tw_json_at(decoder, best), false)) return false;
     }
     for (i = 0; i < tw_json_count(f->added); i++) {
@@ -11401,16 +11754,19 @@ static bool twi_add_folder_tokens(tw_tokenizer *t, const twi_folder *f, const tw
         const char *key = tw_json_key(f->added, i);
         memset(&like, 0, sizeof like);
         like.normalized = true;
-        if (!twi_find_added_token(t, key, tw_json_key_length(f->added, i)) && !twi_add_token(t, key, tw_json_key_length(f->added, i), &like)) return false;
+        if (!twi_find_added_token(t, key, tw_json_key_length(f->added, i))
+            && !twi_add_token(t, key, tw_json_key_length(f->added, i), &like)) return false;
     }
     for (s = 0; s < TWI_SPECIALS; s++) {
         int which = twi_special_order[s];
         const tw_json *value = twi_setting(f, twi_special_keys[which]);
         const tw_json *content = tw_json_type(value) == TW_JSON_OBJECT ? tw_json_get(value, "content") : value;
         const char *text = tw_json_string(content, family->specials[which]);
-        if (!text || !*text) continue;
+        /* null means none */
+        if (!text || !*text || (!value && tw_json_get(f->tokenizer_config, twi_special_keys[which]))) continue;
         if (!twi_find_added_token(t, text, strlen(text))) {
-            bool ok = tw_json_type(value) == TW_JSON_OBJECT ? twi_add_token_of(t, value, true) : twi_add_special(t, text, false);
+            bool ok = tw_json_type(value) == TW_JSON_OBJECT ? twi_add_token_of(t, value, true)
+                : twi_add_special(t, text, false);
             if (!ok) return false;
         }
         twi_find_added_token(t, text, strlen(text))->special = true;
@@ -11419,8 +11775,10 @@ static bool twi_add_folder_tokens(tw_tokenizer *t, const twi_folder *f, const tw
     list = twi_setting(f, "additional_special_tokens");
     if (!list) list = twi_setting(f, "extra_special_tokens");
     for (i = 0; tw_json_type(list) == TW_JSON_ARRAY && i < tw_json_count(list); i++) {
-        const tw_json *item = tw_json_at(list, i), *content = tw_json_type(item) == TW_JSON_OBJECT ? tw_json_get(item, "content") : item;
-        if (tw_json_type(content) != TW_JSON_STRING || twi_find_added_token(t, tw_json_string(content, ""), tw_json_string_length(content))) continue;
+        const tw_json *item = tw_json_at(list, i), *content = tw_json_type(item) == TW_JSON_OBJECT
+            ? tw_json_get(item, "content") : item;
+        if (tw_json_type(content) != TW_JSON_STRING
+            || twi_find_added_token(t, tw_json_string(content, ""), tw_json_string_length(content))) continue;
         if (!twi_add_token_of(t, item, true)) return false;
     }
     return true;
@@ -11444,17 +11802,23 @@ static bool twi_read_tokenizer_json(tw_tokenizer *t, const tw_json *j) {
     const tw_json *list = tw_json_get(j, "added_tokens"), *decoder = tw_json_get(j, "decoder");
     int64_t i;
     size_t k;
-    if (strcmp(version, "1.0") != 0) { twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer.json: version \"%s\" is not supported, only 1.0", version); return false; }
+    if (strcmp(version, "1.0") != 0) {
+        twi_fail(t->tw, TW_E_UNSUPPORTED, "tokenizer.json: version \"%s\" is not supported, only 1.0", version);
+        return false;
+    }
     if (!twi_read_steps(t, tw_json_get(j, "normalizer"), 'n', &t->normalizers, &t->normalizer_count)
         || !twi_read_steps(t, tw_json_get(j, "pre_tokenizer"), 's', &t->splitters, &t->splitter_count)
         || !twi_read_steps(t, decoder, 'd', &t->decoders, &t->decoder_count)
-        || !twi_read_post_processor(t, tw_json_get(j, "post_processor")) || !twi_read_model(t, tw_json_get(j, "model"))) return false;
+        || !twi_read_post_processor(t, tw_json_get(j, "post_processor"))
+            || !twi_read_model(t, tw_json_get(j, "model"))) return false;
     t->has_decoder = decoder && tw_json_type(decoder) != TW_JSON_NULL;
     t->next_id = (int64_t)t->model_size;
     for (i = 0; i < tw_json_count(list); i++) if (!twi_add_token_of(t, tw_json_at(list, i), false)) return false;
     for (k = 0; k < t->single.count + t->pair.count; k++) {
         const twi_template_item *item = k < t->single.count ? &t->single.items[k] : &t->pair.items[k - t->single.count];
-        if (item->kind == 0 && (size_t)item->id >= t->vocabulary.count) return twi_bad_tokenizer(t, "the post-processor adds the id %d, which is not in the vocabulary (tokenizer.json)", (int)item->id);
+        if (item->kind == 0 && (size_t)item->id >= t->vocabulary.count)
+            return twi_bad_tokenizer(t, "the post-processor adds %d, an id past the vocabulary (tokenizer.json)",
+                                     (int)item->id);
     }
     return true;
 }
@@ -11487,11 +11851,13 @@ static bool twi_read_bpe_files(tw_tokenizer *t, twi_folder *f, int family) {
     twi_bytes file;
     size_t i, end, lines = 0;
     uint32_t rank = 0;
-    bool prefix_space = tw_json_bool(tw_json_get(f->tokenizer_config, "add_prefix_space"), false), ok = vocab && twi_read_vocabulary(t, vocab, "vocab.json");
+    bool prefix_space = tw_json_bool(tw_json_get(f->tokenizer_config, "add_prefix_space"), false), ok = vocab
+        && twi_read_vocabulary(t, vocab, "vocab.json");
     tw_json_free(vocab);
     if (!ok || !twi_read_file(&t->region, twi_in_folder(f, "merges.txt"), &file)) return false;
     for (i = 0; i < file.size; i++) lines += file.data[i] == '\n';
-    ok = twi_make_merges(t, lines + 1) && (twi_is_utf8((const char *)file.data, file.size) || twi_bad_tokenizer(t, "merges.txt is not UTF-8"));
+    ok = twi_make_merges(t, lines + 1)
+        && (twi_is_utf8((const char *)file.data, file.size) || twi_bad_tokenizer(t, "merges.txt is not UTF-8"));
     for (i = 0; ok && i < file.size; i = end + 1) {
         size_t n;
         for (end = i; end < file.size && file.data[end] != '\n'; end++) continue;
@@ -11504,10 +11870,12 @@ static bool twi_read_bpe_files(tw_tokenizer *t, twi_folder *f, int family) {
     t->next_id = (int64_t)t->model_size;
     if (!twi_add_folder_tokens(t, f, &twi_families[family])) return false;
     if (family == TWI_F_ROBERTA) {
-        if (tw_json_bool(tw_json_get(f->tokenizer_config, "trim_offsets"), true)) t->trim_prefix_space[t->trim_count++] = prefix_space;
+        if (tw_json_bool(tw_json_get(f->tokenizer_config, "trim_offsets"), true))
+            t->trim_prefix_space[t->trim_count++] = prefix_space;
         return twi_bert_template(t, t->special_ids[4], t->special_ids[5], true);
     }
-    if (family == TWI_F_GPT2 && tw_json_bool(tw_json_get(f->tokenizer_config, "add_bos_token"), false) && t->special_ids[0] >= 0) {
+    if (family == TWI_F_GPT2 && tw_json_bool(tw_json_get(f->tokenizer_config, "add_bos_token"), false)
+        && t->special_ids[0] >= 0) {
         t->has_template = true;
         return twi_template_put(t, &t->single, 0, t->special_ids[0], 0) && twi_template_put(t, &t->single, 1, 0, 0)
             && twi_template_put(t, &t->pair, 0, t->special_ids[0], 0) && twi_template_put(t, &t->pair, 1, 0, 0)
@@ -11546,7 +11914,8 @@ static bool twi_read_wordpiece_file(tw_tokenizer *t, twi_folder *f) {
     t->normalizers->clean = true;
     t->normalizers->chinese = tw_json_bool(tw_json_get(f->tokenizer_config, "tokenize_chinese_chars"), true);
     t->normalizers->lowercase = tw_json_bool(tw_json_get(f->tokenizer_config, "do_lower_case"), true);
-    t->normalizers->strip_accents = tw_json_bool(tw_json_get(f->tokenizer_config, "strip_accents"), t->normalizers->lowercase);
+    t->normalizers->strip_accents =
+        tw_json_bool(tw_json_get(f->tokenizer_config, "strip_accents"), t->normalizers->lowercase);
     t->splitters[0].kinds = TWI_IS_SPACE;
     t->splitters[0].behavior = TWI_REMOVED;
     t->splitters[1] = t->splitters[0];
@@ -11566,17 +11935,25 @@ static bool twi_read_wordpiece_file(tw_tokenizer *t, twi_folder *f) {
 
 /* FlagAI's GLM: "command tokens" behind the vocabulary, in the order that its weights were trained with. */
 static bool twi_add_glm_tokens(tw_tokenizer *t) {
-    static const struct { const char *text; int id; bool lstrip; int special; } sp[] = {       /* 50000 pieces: 50000 ... 50009, without 50005 */
-        { "<|endoftext|>", 0, false, 1 }, { "[SEP]", 1, false, 5 }, { "[CLS]", 2, false, 4 }, { "[MASK]", 3, true, 6 }, { "[UNK]", 4, false, 3 },
-        { "<|startofpiece|>", 6, false, -1 }, { "<|endofpiece|>", 7, false, -1 }, { "[sMASK]", 8, true, -1 }, { "[gMASK]", 9, true, -1 } },
-        wordpiece[] = { { "<|startofpiece|>", 0, false, -1 }, { "<|endofpiece|>", 1, false, -1 }, { "[gMASK]", 2, false, -1 }, { "[sMASK]", 3, false, -1 } },
-        bpe[] = { { "<|startofpiece|>", 0, false, -1 }, { "<|endofpiece|>", 1, false, -1 }, { "[CLS]", 2, false, 4 }, { "[MASK]", 3, true, 6 },
-        { "[SEP]", 4, false, 5 }, { "[gMASK]", 5, true, 3 }, { "[sMASK]", 6, true, -1 } };           /* [UNK] has gMASK's id there */
+    /* 50000 pieces: 50000 ... 50009, without 50005 */
+    static const struct { const char *text; int id; bool lstrip; int special; } sp[] = {
+        { "<|endoftext|>", 0, false, 1 }, { "[SEP]", 1, false, 5 }, { "[CLS]", 2, false, 4 }, { "[MASK]", 3, true, 6 },
+            { "[UNK]", 4, false, 3 },
+        { "<|startofpiece|>", 6, false, -1 }, { "<|endofpiece|>", 7, false, -1 }, { "[sMASK]", 8, true, -1 },
+            { "[gMASK]", 9, true, -1 } },
+        wordpiece[] = { { "<|startofpiece|>", 0, false, -1 }, { "<|endofpiece|>", 1, false, -1 }, {
+            "[gMASK]", 2, false, -1 }, { "[sMASK]", 3, false, -1 } },
+        bpe[] = { { "<|startofpiece|>", 0, false, -1 }, { "<|endofpiece|>", 1, false, -1 }, { "[CLS]", 2, false, 4 }, {
+            "[MASK]", 3, true, 6 },
+        /* [UNK] has gMASK's id there */
+        { "[SEP]", 4, false, 5 }, { "[gMASK]", 5, true, 3 }, { "[sMASK]", 6, true, -1 } };
     bool is_sp = t->model == TWI_M_SP_UNIGRAM || t->model == TWI_M_SP_BPE;
-    size_t i, n = is_sp ? 9 : t->model == TWI_M_WORDPIECE ? 4 : 7, base = is_sp ? t->model_size : t->model == TWI_M_WORDPIECE ? t->vocabulary.count : t->model_size;
+    size_t i, n = is_sp ? 9 : t->model == TWI_M_WORDPIECE ? 4 : 7, base = is_sp ? t->model_size
+        : t->model == TWI_M_WORDPIECE ? t->vocabulary.count : t->model_size;
     for (i = 0; i < n; i++) {
         const char *text = is_sp ? sp[i].text : n == 4 ? wordpiece[i].text : bpe[i].text;
-        int offset = is_sp ? sp[i].id : n == 4 ? wordpiece[i].id : bpe[i].id, special = is_sp ? sp[i].special : n == 4 ? -1 : bpe[i].special;
+        int offset = is_sp ? sp[i].id : n == 4 ? wordpiece[i].id : bpe[i].id, special = is_sp ? sp[i].special : n == 4
+            ? -1 : bpe[i].special;
         t->next_id = (int64_t)base + offset;
         if (!twi_add_special(t, text, is_sp ? sp[i].lstrip : n == 4 ? false : bpe[i].lstrip)) return false;
         if (special >= 0) t->special_ids[special] = twi_vocabulary_find(&t->vocabulary, text, strlen(text));
@@ -11608,8 +11985,10 @@ static bool twi_read_sp_files(tw_tokenizer *t, twi_folder *f, const char *name, 
     }
     if (!twi_add_folder_tokens(t, f, &twi_families[TWI_F_T5])) return false;
     t->has_template = true;
-    return twi_template_put(t, &t->single, 1, 0, 0) && twi_template_put(t, &t->single, 0, t->special_ids[1], 0) && twi_template_put(t, &t->pair, 1, 0, 0)
-        && twi_template_put(t, &t->pair, 0, t->special_ids[1], 0) && twi_template_put(t, &t->pair, 2, 0, 0) && twi_template_put(t, &t->pair, 0, t->special_ids[1], 0);
+    return twi_template_put(t, &t->single, 1, 0, 0) && twi_template_put(t, &t->single, 0, t->special_ids[1], 0)
+        && twi_template_put(t, &t->pair, 1, 0, 0)
+        && twi_template_put(t, &t->pair, 0, t->special_ids[1], 0) && twi_template_put(t, &t->pair, 2, 0, 0)
+            && twi_template_put(t, &t->pair, 0, t->special_ids[1], 0);
 }
 
 /* The last strokes: what follows from all that was read. */
@@ -11628,7 +12007,8 @@ static bool twi_finish_tokenizer(tw_tokenizer *t) {
             if (s) t->blanks[i] = twi_count_blanks(t, s, length);
         }
     }
-    for (i = 0; i + 1 < t->decoder_count; i++)                              /* does a decoder behind a fusing one want the whole? */
+    /* does a decoder behind a fusing one want the whole? */
+    for (i = 0; i + 1 < t->decoder_count; i++)
         if (t->decoders[i].kind == TWI_D_FUSE || t->decoders[i].kind == TWI_D_BYTE_LEVEL) {
             size_t k;
             for (k = i + 1; k < t->decoder_count; k++) if (t->decoders[k].kind != TWI_D_STRIP || t->decoders[k].stop) {
@@ -11636,7 +12016,8 @@ static bool twi_finish_tokenizer(tw_tokenizer *t) {
             }
         }
     t->bytes_last = t->model == TWI_M_BPE && !t->byte_fallback && last && last->kind == TWI_S_BYTE_LEVEL;
-    t->plain_gpt2 = t->bytes_last && t->normalizer_count == 0 && t->splitter_count == 1 && last->use_regex && !last->prefix_space;
+    t->plain_gpt2 = t->bytes_last && t->normalizer_count == 0 && t->splitter_count == 1 && last->use_regex
+        && !last->prefix_space;
     for (i = 0; i < t->added_count; i++) if (t->added[i].normalized) t->plain_gpt2 = false;
     return true;
 }
@@ -11674,27 +12055,32 @@ TWDEF void tw_free_tokenizer(tw_tokenizer *t) {
 
 static void twi_clear_tokenizers(tw_context *tw) { while (tw->tokenizers) tw_free_tokenizer(tw->tokenizers); }
 
-static const char *const twi_sp_names[] = { "spiece.model", "cog-pretrain.model", "sentencepiece.model", "tokenizer.model" };
+static const char *const twi_sp_names[] =
+    { "spiece.model", "cog-pretrain.model", "sentencepiece.model", "tokenizer.model" };
 
 /* Which family a folder's files belong to, by what they say: the model's type, its class, the tokenizer's class. */
 static int twi_folder_family(const twi_folder *f) {
-    const char *type = tw_json_string(tw_json_get(f->config, "model_type"), ""), *own = tw_json_string(tw_json_get(f->tokenizer_config, "tokenizer_class"), "");
+    const char *type = tw_json_string(tw_json_get(f->config, "model_type"), ""),
+        *own = tw_json_string(tw_json_get(f->tokenizer_config, "tokenizer_class"), "");
     const char *architecture = tw_json_string(tw_json_at(tw_json_get(f->config, "architectures"), 0), "");
     int i;
     if (tw_json_get(f->config, "block_position_encoding") || strncmp(architecture, "GLM", 3) == 0) return TWI_F_GLM;
     for (i = 0; i <= TWI_F_T5; i++) if (strcmp(type, twi_families[i].name) == 0) return i;
     if (strcmp(type, "mt5") == 0 || strcmp(type, "umt5") == 0) return TWI_F_T5;
-    for (i = 0; i <= TWI_F_T5; i++) if (strncmp(own, twi_families[i].class_name, strlen(twi_families[i].class_name)) == 0) return i;
+    for (i = 0; i <= TWI_F_T5; i++)
+        if (strncmp(own, twi_families[i].class_name, strlen(twi_families[i].class_name)) == 0) return i;
     return TWI_F_OTHER;
 }
 
 static bool twi_load_folder(tw_tokenizer *t, twi_folder *f) {
     tw_context *tw = t->tw;
     size_t i;
-    if (!twi_folder_json(tw, f, "config.json", &f->config) || !twi_folder_json(tw, f, "tokenizer_config.json", &f->tokenizer_config)
+    if (!twi_folder_json(tw, f, "config.json", &f->config)
+        || !twi_folder_json(tw, f, "tokenizer_config.json", &f->tokenizer_config)
         || !twi_folder_json(tw, f, "special_tokens_map.json", &f->special_map)) return false;
     t->family = twi_folder_family(f);
-    if (f->tokenizer_config && !twi_read_file(&t->region, twi_in_folder(f, "tokenizer_config.json"), &t->config_source)) return false;
+    if (f->tokenizer_config && !twi_read_file(&t->region, twi_in_folder(f, "tokenizer_config.json"), &t->config_source))
+        return false;
     if (twi_folder_has(tw, f, "tokenizer.json")) {
         const char *path = twi_in_folder(f, "tokenizer.json");
         tw_json *j = tw_json_load(tw, path);
@@ -11707,7 +12093,10 @@ static bool twi_load_folder(tw_tokenizer *t, twi_folder *f) {
     }
     if (!twi_folder_json(tw, f, "added_tokens.json", &f->added)) return false;
     for (i = 0; i < sizeof twi_sp_names / sizeof *twi_sp_names; i++)
-        if (twi_folder_has(tw, f, twi_sp_names[i])) { if (i == 1) t->family = TWI_F_GLM; return twi_read_sp_files(t, f, twi_sp_names[i], t->family); }
+        if (twi_folder_has(tw, f, twi_sp_names[i])) {
+            if (i == 1) t->family = TWI_F_GLM;
+            return twi_read_sp_files(t, f, twi_sp_names[i], t->family);
+        }
     if (twi_folder_has(tw, f, "vocab.json") && twi_folder_has(tw, f, "merges.txt")) {
         int family = t->family;
         if (t->family != TWI_F_ROBERTA && t->family != TWI_F_GLM) t->family = TWI_F_GPT2;
@@ -11718,7 +12107,8 @@ static bool twi_load_folder(tw_tokenizer *t, twi_folder *f) {
         t->family = TWI_F_BERT;
         return twi_read_wordpiece_file(t, f) && (family != TWI_F_GLM || twi_add_glm_tokens(t));
     }
-    twi_fail(tw, TW_E_MISSING, "tokenizer: no tokenizer.json, vocab.json with merges.txt, vocab.txt or spiece.model (%s)", f->path);
+    twi_fail(tw, TW_E_MISSING,
+             "tokenizer: no tokenizer.json, vocab.json with merges.txt, vocab.txt or spiece.model (%s)", f->path);
     return false;
 }
 
@@ -11732,7 +12122,8 @@ static bool twi_has_tokenizer(tw_context *tw, const char *folder) {
     f.name = twi_text_new(&tw->region);
     found = twi_folder_has(tw, &f, "tokenizer.json") || twi_folder_has(tw, &f, "vocab.txt")
          || (twi_folder_has(tw, &f, "vocab.json") && twi_folder_has(tw, &f, "merges.txt"));
-    for (i = 0; !found && i < sizeof twi_sp_names / sizeof *twi_sp_names; i++) found = twi_folder_has(tw, &f, twi_sp_names[i]);
+    for (i = 0; !found && i < sizeof twi_sp_names / sizeof *twi_sp_names; i++)
+        found = twi_folder_has(tw, &f, twi_sp_names[i]);
     twi_folder_close(&f);
     return found;
 }
@@ -11756,7 +12147,7 @@ TWDEF tw_tokenizer *tw_load_tokenizer(tw_context *tw, const char *folder) {
     return NULL;
 }
 
-/* -- saving ---------------------------------------------------------------------------------------------------------- */
+/* -- saving ------------------------------------------------------------------------------------ */
 
 /* A JSON string of valid UTF-8. */
 static void twi_quote(twi_text *out, const char *s, size_t n) {
@@ -11772,12 +12163,14 @@ static void twi_quote(twi_text *out, const char *s, size_t n) {
     twi_text_char(out, '"');
 }
 
-TWI_PRINTF(2, 3) static void twi_text_print(twi_text *out, const char *format, ...) {
-    char line[256];
+/* JSON with ' for ", so that it can be read here; what is filled in are numbers and names of our own. */
+TWI_PRINTF(2, 3) static void twi_json_print(twi_text *out, const char *format, ...) {
+    char line[256], *c;
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
+    for (c = line; *c; c++) if (*c == '\'') *c = '"';
     twi_text_add(out, line);
 }
 
@@ -11797,7 +12190,7 @@ static void twi_write_vocabulary(const tw_tokenizer *t, twi_text *out) {
         if (!first) twi_text_char(out, ',');
         first = false;
         twi_quote_token(t, out, (int64_t)i);
-        twi_text_print(out, ":%lu", (unsigned long)i);
+        twi_json_print(out, ":%lu", (unsigned long)i);
     }
     twi_text_char(out, '}');
 }
@@ -11828,85 +12221,108 @@ static void twi_write_template(const tw_tokenizer *t, twi_text *out, const twi_t
     for (i = 0; i < form->count; i++) {
         const twi_template_item *item = &form->items[i];
         twi_text_add(out, i ? "," : "");
-        if (item->kind) twi_text_print(out, "{\"Sequence\":{\"id\":\"%c\",\"type_id\":%d}}", item->kind == 1 ? 'A' : 'B', (int)item->type);
-        else {
-            twi_text_add(out, "{\"SpecialToken\":{\"id\":");
-            twi_quote_token(t, out, item->id);
-            twi_text_print(out, ",\"type_id\":%d}}", (int)item->type);
+        if (item->kind) {
+            twi_json_print(out, "{'Sequence':{'id':'%c','type_id':%d}}", item->kind == 1 ? 'A' : 'B', (int)item->type);
+            continue;
         }
+        twi_json_print(out, "{'SpecialToken':{'id':");
+        twi_quote_token(t, out, item->id);
+        twi_json_print(out, ",'type_id':%d}}", (int)item->type);
     }
     twi_text_char(out, ']');
 }
 
 static void twi_write_post_processor(const tw_tokenizer *t, twi_text *out) {
+    const int32_t cls = t->special_ids[4], sep = t->special_ids[5];
     size_t i, k;
     bool first = true;
-    if (t->trim_count && t->has_template) {                                 /* RoBERTa is the only one of ours with both */
-        twi_text_add(out, "{\"type\":\"RobertaProcessing\",\"sep\":[");
-        twi_quote_token(t, out, t->special_ids[5]);
-        twi_text_print(out, ",%d],\"cls\":[", (int)t->special_ids[5]);
-        twi_quote_token(t, out, t->special_ids[4]);
-        twi_text_print(out, ",%d],\"trim_offsets\":true,\"add_prefix_space\":%s}", (int)t->special_ids[4], twi_truth(t->trim_prefix_space[0]));
+    if (!t->has_template) { twi_json_print(out, "null"); return; }
+    if (t->trim_count) {                                                    /* RoBERTa alone trims */
+        twi_json_print(out, "{'type':'RobertaProcessing','sep':[");
+        twi_quote_token(t, out, sep);
+        twi_json_print(out, ",%d],'cls':[", (int)sep);
+        twi_quote_token(t, out, cls);
+        twi_json_print(out, ",%d],'trim_offsets':true,'add_prefix_space':%s}", (int)cls,
+                       twi_truth(t->trim_prefix_space[0]));
         return;
     }
-    if (!t->has_template) { twi_text_add(out, "null"); return; }
-    twi_text_add(out, "{\"type\":\"TemplateProcessing\",\"single\":");
+    twi_json_print(out, "{'type':'TemplateProcessing','single':");
     twi_write_template(t, out, &t->single);
-    twi_text_add(out, ",\"pair\":");
+    twi_json_print(out, ",'pair':");
     twi_write_template(t, out, &t->pair);
-    twi_text_add(out, ",\"special_tokens\":{");
+    twi_json_print(out, ",'special_tokens':{");
     for (i = 0; i < t->pair.count; i++) {
-        int32_t id = t->pair.items[i].id;
+        const int32_t id = t->pair.items[i].id;
         if (t->pair.items[i].kind) continue;
         for (k = 0; k < i && (t->pair.items[k].kind || t->pair.items[k].id != id); k++) continue;
-        if (k < i) continue;
+        if (k < i) continue;                                                /* each token once */
         twi_text_add(out, first ? "" : ",");
         first = false;
         twi_quote_token(t, out, id);
-        twi_text_add(out, ":{\"id\":");
+        twi_json_print(out, ":{'id':");
         twi_quote_token(t, out, id);
-        twi_text_print(out, ",\"ids\":[%d],\"tokens\":[", (int)id);
+        twi_json_print(out, ",'ids':[%d],'tokens':[", (int)id);
         twi_quote_token(t, out, id);
-        twi_text_add(out, "]}");
+        twi_json_print(out, "]}");
     }
-    twi_text_add(out, "}}");
+    twi_json_print(out, "}}");
+}
+
+static void twi_write_added(const tw_tokenizer *t, twi_text *out) {
+    size_t i;
+    bool first = true;
+    for (i = 0; i < t->vocabulary.count; i++) {
+        const twi_added *a = twi_added_of(t, (int32_t)i);
+        if (!a) continue;
+        twi_json_print(out, "%s{'id':%lu,'content':", first ? "" : ",", (unsigned long)i);
+        first = false;
+        twi_quote_token(t, out, (int64_t)i);
+        twi_json_print(out, ",'single_word':%s,'lstrip':%s,'rstrip':%s,'normalized':%s,'special':%s}",
+                       twi_truth(a->single_word), twi_truth(a->lstrip), twi_truth(a->rstrip), twi_truth(a->normalized),
+                       twi_truth(a->special));
+    }
+}
+
+static void twi_write_byte_level(twi_text *out, bool prefix_space) {
+    twi_json_print(out, "{'type':'ByteLevel','add_prefix_space':%s,'trim_offsets':true,'use_regex':true}",
+                   twi_truth(prefix_space));
 }
 
 /* tokenizer.json for what was read from vocab.json or vocab.txt, or was learned. */
 static bool twi_write_tokenizer_json(tw_tokenizer *t, twi_text *out) {
-    const twi_step *n = t->normalizers;
     uint32_t *order = NULL;
     size_t i;
-    bool wordpiece = t->model == TWI_M_WORDPIECE, first = true;
-    twi_text_add(out, "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[");
-    for (i = 0; i < t->vocabulary.count; i++) {
-        const twi_added *a = twi_added_of(t, (int32_t)i);
-        if (!a) continue;
-        twi_text_print(out, "%s{\"id\":%lu,\"content\":", first ? "" : ",", (unsigned long)i);
-        first = false;
-        twi_quote_token(t, out, (int64_t)i);
-        twi_text_print(out, ",\"single_word\":%s,\"lstrip\":%s,\"rstrip\":%s,\"normalized\":%s,\"special\":%s}", twi_truth(a->single_word),
-                       twi_truth(a->lstrip), twi_truth(a->rstrip), twi_truth(a->normalized), twi_truth(a->special));
-    }
-    if (wordpiece) twi_text_print(out, "],\"normalizer\":{\"type\":\"BertNormalizer\",\"clean_text\":true,\"handle_chinese_chars\":%s,\"strip_accents\":%s,\"lowercase\":%s}"
-        ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}", twi_truth(n->chinese), twi_truth(n->strip_accents), twi_truth(n->lowercase));
-    else twi_text_print(out, "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,\"trim_offsets\":true,\"use_regex\":true}",
-                        twi_truth(t->splitters->prefix_space));
-    twi_text_add(out, ",\"post_processor\":");
-    twi_write_post_processor(t, out);
-    twi_text_add(out, wordpiece ? ",\"decoder\":{\"type\":\"WordPiece\",\"prefix\":\"##\",\"cleanup\":true},\"model\":{\"type\":\"WordPiece\",\"unk_token\":"
-        : ",\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"dropout\":null,"
-          "\"unk_token\":null,\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":\"\",\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false");
-    if (wordpiece) {
+    twi_json_print(out, "{'version':'1.0','truncation':null,'padding':null,'added_tokens':[");
+    twi_write_added(t, out);
+    if (t->model == TWI_M_WORDPIECE) {
+        const twi_step *bert = t->normalizers;
+        twi_json_print(out, "],'normalizer':{'type':'BertNormalizer','clean_text':true,'handle_chinese_chars':%s,",
+                       twi_truth(bert->chinese));
+        twi_json_print(out, "'strip_accents':%s,'lowercase':%s},'pre_tokenizer':{'type':'BertPreTokenizer'},",
+                       twi_truth(bert->strip_accents), twi_truth(bert->lowercase));
+        twi_json_print(out, "'post_processor':");
+        twi_write_post_processor(t, out);
+        twi_json_print(out, ",'decoder':{'type':'WordPiece','prefix':'##','cleanup':true},'model':{");
+        twi_json_print(out, "'type':'WordPiece','continuing_subword_prefix':'##','max_input_chars_per_word':%lld,",
+                       (long long)t->max_word);
+        twi_json_print(out, "'unk_token':");
         twi_quote_token(t, out, t->unknown);
-        twi_text_print(out, ",\"continuing_subword_prefix\":\"##\",\"max_input_chars_per_word\":%lld", (long long)t->max_word);
-    }
-    twi_text_add(out, ",\"vocab\":");
-    twi_write_vocabulary(t, out);
-    if (!wordpiece) {
+        twi_json_print(out, ",'vocab':");
+        twi_write_vocabulary(t, out);
+    } else {
+        twi_json_print(out, "],'normalizer':null,'pre_tokenizer':");
+        twi_write_byte_level(out, t->splitters->prefix_space);
+        twi_json_print(out, ",'post_processor':");
+        twi_write_post_processor(t, out);
+        twi_json_print(out, ",'decoder':");
+        twi_write_byte_level(out, true);
+        twi_json_print(out, ",'model':{'type':'BPE','dropout':null,'unk_token':null,'continuing_subword_prefix':'',");
+        twi_json_print(out, "'end_of_word_suffix':'','fuse_unk':false,'byte_fallback':false,'ignore_merges':false,");
+        twi_json_print(out, "'vocab':");
+        twi_write_vocabulary(t, out);
         order = twi_merge_order(t);
         if (!order) return false;
-        twi_text_add(out, ",\"merges\":[");
+        twi_json_print(out, ",'merges':[");
         for (i = 0; i < t->merge_count; i++) {
             twi_text_add(out, i ? ",[" : "[");
             twi_quote_token(t, out, twi_merge_left(&t->merges[order[i]]));
@@ -11922,20 +12338,25 @@ static bool twi_write_tokenizer_json(tw_tokenizer *t, twi_text *out) {
 }
 
 static bool twi_write_config(const tw_tokenizer *t, twi_text *out) {
-    int i;
-    twi_text_add(out, "{\n  \"tokenizer_class\": ");
-    twi_text_print(out, "\"%s\"", twi_families[t->family].class_name);
+    int i;                                                                  /* the other classes would build it anew */
+    twi_json_print(out, "{\n  'tokenizer_class': '%s'",
+                   twi_families[t->source_is_json ? TWI_F_OTHER : t->family].class_name);
     for (i = 0; i < TWI_SPECIALS; i++) if (t->special_ids[i] >= 0) {
-        twi_text_print(out, ",\n  \"%s\": ", twi_special_keys[i]);
+        twi_json_print(out, ",\n  '%s': ", twi_special_keys[i]);
         twi_quote_token(t, out, t->special_ids[i]);
     }
-    if (t->model == TWI_M_WORDPIECE) twi_text_print(out, ",\n  \"do_lower_case\": %s,\n  \"tokenize_chinese_chars\": %s", twi_truth(t->normalizers->lowercase), twi_truth(t->normalizers->chinese));
-    if (t->model == TWI_M_BPE && !t->source_is_json) twi_text_print(out, ",\n  \"add_prefix_space\": %s", twi_truth(t->splitters->prefix_space));
-    twi_text_add(out, ",\n  \"clean_up_tokenization_spaces\": false\n}\n");
+    if (!t->source_is_json && t->model == TWI_M_WORDPIECE)
+        twi_json_print(out, ",\n  'do_lower_case': %s,\n  'strip_accents': %s,\n  'tokenize_chinese_chars': %s",
+                       twi_truth(t->normalizers->lowercase), twi_truth(t->normalizers->strip_accents),
+                       twi_truth(t->normalizers->chinese));
+    if (!t->source_is_json && t->model == TWI_M_BPE)
+        twi_json_print(out, ",\n  'add_prefix_space': %s", twi_truth(t->splitters->prefix_space));
+    twi_json_print(out, ",\n  'clean_up_tokenization_spaces': false\n}\n");
     return !out->failed;
 }
 
-static bool twi_save_text(tw_tokenizer *t, twi_text *path, const char *folder, const char *name, const void *bytes, size_t n) {
+static bool twi_save_text(tw_tokenizer *t, twi_text *path, const char *folder, const char *name, const void *bytes,
+                          size_t n) {
     twi_join_path(path, folder, name);
     return !path->failed && twi_save_file(t->tw, twi_text_string(path), bytes, n);
 }
@@ -11980,31 +12401,39 @@ TWDEF bool tw_save_tokenizer(tw_tokenizer *t, const char *folder) {
     out = twi_text_new(&t->region);
     sp = t->model == TWI_M_SP_UNIGRAM || t->model == TWI_M_SP_BPE;
     ok = twi_make_folders(t->tw, folder);
-    if (ok && sp) ok = twi_save_text(t, &path, folder, t->family == TWI_F_GLM ? "cog-pretrain.model" : "spiece.model", t->source.data, t->source.size);
-    else if (ok && t->source_is_json) ok = twi_save_text(t, &path, folder, "tokenizer.json", t->source.data, t->source.size);
-    else if (ok) ok = twi_write_tokenizer_json(t, &out) && twi_save_text(t, &path, folder, "tokenizer.json", twi_text_string(&out), out.length);
+    if (ok && sp) ok = twi_save_text(t, &path, folder, t->family == TWI_F_GLM ? "cog-pretrain.model"
+                                     : "spiece.model", t->source.data, t->source.size);
+    else if (ok && t->source_is_json)
+        ok = twi_save_text(t, &path, folder, "tokenizer.json", t->source.data, t->source.size);
+    else if (ok) ok = twi_write_tokenizer_json(t, &out)
+        && twi_save_text(t, &path, folder, "tokenizer.json", twi_text_string(&out), out.length);
     if (ok && !sp) ok = twi_save_old_files(t, &path, &out, folder);
-    if (ok && t->config_source.data) ok = twi_save_text(t, &path, folder, "tokenizer_config.json", t->config_source.data, t->config_source.size);
+    if (ok && t->config_source.data)
+        ok = twi_save_text(t, &path, folder, "tokenizer_config.json", t->config_source.data, t->config_source.size);
     else if (ok) {
         twi_text_clear(&out);
-        ok = twi_write_config(t, &out) && twi_save_text(t, &path, folder, "tokenizer_config.json", twi_text_string(&out), out.length);
+        ok = twi_write_config(t, &out)
+            && twi_save_text(t, &path, folder, "tokenizer_config.json", twi_text_string(&out), out.length);
     }
     twi_text_free(&path);
     twi_text_free(&out);
     return ok;
 }
 
-/* -- learning a byte-level BPE --------------------------------------------------------------------------------------------
-   Count each different word once; then, again and again, join the pair that occurs most often (of equal ones, the one of the
+/* -- learning a byte-level BPE --------------------------------------------------------------------
+   Count each different word once;
+   then, again and again, join the pair that occurs most often (of equal ones, the one of the
    smallest ids) in all words that have it.  What changes is only in those words, so each pair keeps a list of the words
-   it occurs in, and a heap of pairs by count gives the next one.  A count in the heap may be out of date: it is looked at
-   when the pair comes up, and put back if it is.
+   it occurs in, and a heap of pairs by count gives the next one.  A count in the heap may be out of date: it is
+   looked at when the pair comes up, and put back if it is.
 
-   Ids come out as from `tokenizers`, whose bookkeeping this follows to the letter: a pair's count is not cleared when it is joined,
+   Ids come out as from `tokenizers`,
+       whose bookkeeping this follows to the letter: a pair's count is not cleared when it is joined,
    and a pair that comes up in new places gets a second entry in the heap with those places alone.  (Both only show when
    two different merges make the same token.) */
 typedef struct twi_place { uint32_t word, next; } twi_place;                /* lists of words, through positions + 1 */
-typedef struct twi_pair { uint64_t key; int64_t count; uint32_t places, last_word; } twi_pair;     /* places: new ones of this round */
+/* places: new ones of this round */
+typedef struct twi_pair { uint64_t key; int64_t count; uint32_t places, last_word; } twi_pair;
 typedef struct twi_entry { int64_t count; uint64_t key; uint32_t places; } twi_entry;
 
 typedef struct twi_learner {
@@ -12015,7 +12444,8 @@ typedef struct twi_learner {
     uint32_t     *lengths;
     int64_t      *counts;
     size_t        words;
-    twi_pair     *pairs;  size_t pair_mask, pair_count;                     /* by key = left << 32 | right, + 1; 0 is free */
+    /* by key = left << 32 | right, + 1; 0 is free */
+    twi_pair     *pairs;  size_t pair_mask, pair_count;
     twi_place    *places; size_t place_count, place_capacity; uint32_t free_place;
     twi_entry    *heap;   size_t heap_count, heap_capacity;
     uint64_t     *touched; size_t touched_count, touched_capacity;          /* pairs with new places */
@@ -12026,14 +12456,16 @@ static uint64_t twi_pair_key(uint32_t left, uint32_t right) { return ((uint64_t)
 static twi_pair *twi_learner_pair(twi_learner *l, uint64_t key) {
     size_t at, i, slots;
     twi_pair *old;
-    for (at = (size_t)twi_mix(key) & l->pair_mask; l->pairs && l->pairs[at].key; at = (at + 1) & l->pair_mask) if (l->pairs[at].key == key) return &l->pairs[at];
+    for (at = (size_t)twi_mix(key) & l->pair_mask; l->pairs && l->pairs[at].key; at = (at + 1) & l->pair_mask)
+        if (l->pairs[at].key == key) return &l->pairs[at];
     if (!l->pairs || (l->pair_count + 1) * 2 > l->pair_mask) {              /* grow, then look again */
         slots = l->pairs ? (l->pair_mask + 1) * 2 : 1024;
         old = l->pairs;
         l->pairs = (twi_pair *)twi_alloc(l->region, slots, sizeof *l->pairs);
         if (!l->pairs) { l->pairs = old; return NULL; }
         for (i = 0; old && i <= l->pair_mask; i++) if (old[i].key) {
-            for (at = (size_t)twi_mix(old[i].key) & (slots - 1); l->pairs[at].key; at = (at + 1) & (slots - 1)) continue;
+            for (at = (size_t)twi_mix(old[i].key) & (slots - 1); l->pairs[at].key; at = (at + 1) & (slots - 1))
+                continue;
             l->pairs[at] = old[i];
         }
         l->pair_mask = slots - 1;
@@ -12056,13 +12488,15 @@ static bool twi_learner_change(twi_learner *l, uint32_t left, uint32_t right, ui
     if (sign < 0 || (pair->places && pair->last_word == word)) return true;
     if (l->free_place) { place = l->free_place; l->free_place = l->places[place - 1].next; }
     else {
-        grown = twi_grow(l->region, l->places, l->place_count, &l->place_capacity, l->place_count + 1, sizeof *l->places);
+        grown = twi_grow(l->region, l->places, l->place_count, &l->place_capacity, l->place_count + 1,
+                         sizeof *l->places);
         if (!grown) return false;
         l->places = (twi_place *)grown;
         place = (uint32_t)++l->place_count;
     }
     if (!pair->places) {
-        grown = twi_grow(l->region, l->touched, l->touched_count, &l->touched_capacity, l->touched_count + 1, sizeof *l->touched);
+        grown = twi_grow(l->region, l->touched, l->touched_count, &l->touched_capacity, l->touched_count + 1,
+                         sizeof *l->touched);
         if (!grown) return false;
         l->touched = (uint64_t *)grown;
         l->touched[l->touched_count++] = pair->key;
@@ -12074,7 +12508,9 @@ static bool twi_learner_change(twi_learner *l, uint32_t left, uint32_t right, ui
     return true;
 }
 
-static bool twi_entry_before(const twi_entry *a, const twi_entry *b) { return a->count != b->count ? a->count > b->count : a->key < b->key; }
+static bool twi_entry_before(const twi_entry *a, const twi_entry *b) {
+    return a->count != b->count ? a->count > b->count : a->key < b->key;
+}
 
 static bool twi_learner_push(twi_learner *l, twi_entry e) {
     size_t i = l->heap_count;
@@ -12122,8 +12558,10 @@ static bool twi_learner_join(twi_learner *l, uint32_t word, uint32_t left, uint3
     uint32_t *s = l->symbols + l->starts[word], n = l->lengths[word], from, to = 0;
     for (from = 0; from < n; from++) {
         if (from + 1 < n && s[from] == left && s[from + 1] == right) {
-            if (to > 0 && (!twi_learner_change(l, s[to - 1], left, word, -1) || !twi_learner_change(l, s[to - 1], joined, word, 1))) return false;
-            if (from + 2 < n && (!twi_learner_change(l, right, s[from + 2], word, -1) || !twi_learner_change(l, joined, s[from + 2], word, 1))) return false;
+            if (to > 0 && (!twi_learner_change(l, s[to - 1], left, word, -1)
+                           || !twi_learner_change(l, s[to - 1], joined, word, 1))) return false;
+            if (from + 2 < n && (!twi_learner_change(l, right, s[from + 2], word, -1)
+                                 || !twi_learner_change(l, joined, s[from + 2], word, 1))) return false;
             s[to++] = joined;
             from++;
         } else s[to++] = s[from];
@@ -12143,7 +12581,7 @@ static bool twi_learner_read(twi_learner *l, const char *text, size_t n) {
     for (i = 0; i < t->raw_parts.count; i++) {
         const twi_part *part = &t->raw_parts.list[i];
         const char *s = text + part->begin;
-        size_t length = part->end - part->begin, w;
+        size_t length = part->end - part->begin;
         if (part->id >= 0) continue;
         for (at = 0; at < length; at = end) {
             uint32_t hash, cursor;
@@ -12173,12 +12611,12 @@ static bool twi_learner_read(twi_learner *l, const char *text, size_t n) {
                 slots = (uint64_t *)twi_alloc(l->region, slot_count, sizeof *slots);
                 if (!slots) return false;
                 index = twi_index_of(slots, slot_count);
-                for (k = 0; k + 1 < l->words; k++) twi_index_add(&index, twi_hash(text + l->starts[k], lengths[k], 0), (uint32_t)k);
+                for (k = 0; k + 1 < l->words; k++)
+                    twi_index_add(&index, twi_hash(text + l->starts[k], lengths[k], 0), (uint32_t)k);
                 twi_free(l->region, old);
             }
             twi_index_add(&index, hash, (uint32_t)l->words - 1);
         }
-        (void)w;
     }
     twi_free(l->region, slots);
     l->symbols = (uint32_t *)twi_alloc(l->region, total, sizeof *l->symbols);
@@ -12201,7 +12639,9 @@ static bool twi_learn(twi_learner *l, int64_t vocab_size, int64_t min_frequency,
     size_t merges = 0, key_capacity = 0, joined_capacity = 0, i;
     uint32_t w, place;
     for (w = 0; w < l->words; w++)
-        for (i = 0; i + 1 < l->lengths[w]; i++) if (!twi_learner_change(l, l->symbols[l->starts[w] + i], l->symbols[l->starts[w] + i + 1], w, 1)) return false;
+        for (i = 0; i + 1 < l->lengths[w]; i++)
+            if (!twi_learner_change(l, l->symbols[l->starts[w] + i], l->symbols[l->starts[w] + i + 1], w, 1))
+                return false;
     if (!twi_learner_queue(l)) return false;
     while ((int64_t)t->vocabulary.known < vocab_size && l->heap_count) {
         twi_entry top = twi_learner_pop(l);
@@ -12212,7 +12652,11 @@ static bool twi_learn(twi_learner *l, int64_t vocab_size, int64_t min_frequency,
         int32_t id;
         void *grown;
         if (!pair) return false;
-        if (top.count != pair->count) { top.count = pair->count; if (!twi_learner_push(l, top)) return false; continue; }
+        if (top.count != pair->count) {
+            top.count = pair->count;
+            if (!twi_learner_push(l, top)) return false;
+            continue;
+        }
         if (top.count < 1 || top.count < min_frequency) break;
         twi_text_clear(&t->scratch);
         s = twi_spelling_of(&t->vocabulary, left, &a);
@@ -12241,12 +12685,16 @@ static bool twi_learn(twi_learner *l, int64_t vocab_size, int64_t min_frequency,
             place = next;
         }
         if (!twi_learner_queue(l)) return false;
-        if (how->progress && !how->progress(how->user, (int64_t)t->vocabulary.known, vocab_size)) { twi_fail(t->tw, TW_E_STOPPED, "tokenizer: stopped while learning"); return false; }
+        if (how->progress && !how->progress(how->user, (int64_t)t->vocabulary.known, vocab_size)) {
+            twi_fail(t->tw, TW_E_STOPPED, "tokenizer: stopped while learning");
+            return false;
+        }
     }
     if (!twi_make_merges(t, merges)) return false;
     for (i = 0; i < merges; i++) {                                          /* the last of equal pairs counts */
         size_t at;
-        for (at = (size_t)twi_mix(keys[i]) & t->merge_mask; t->merges[at].pair && t->merges[at].pair != keys[i]; at = (at + 1) & t->merge_mask) continue;
+        for (at = (size_t)twi_mix(keys[i]) & t->merge_mask; t->merges[at].pair && t->merges[at].pair != keys[i];
+            at = (at + 1) & t->merge_mask) continue;
         if (!t->merges[at].pair) t->merge_count++;
         t->merges[at].pair = keys[i];
         t->merges[at].rank = (uint32_t)i;
@@ -12255,7 +12703,8 @@ static bool twi_learn(twi_learner *l, int64_t vocab_size, int64_t min_frequency,
     return true;
 }
 
-TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t length, int64_t vocab_size, const tw_tokenizer_train_desc *how) {
+TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t length, int64_t vocab_size,
+                                       const tw_tokenizer_train_desc *how) {
     static const char *const usual[1] = { "<|endoftext|>" };
     tw_tokenizer_train_desc plain;
     tw_tokenizer *t;
@@ -12270,10 +12719,13 @@ TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t 
     if (!how) how = &plain;
     specials = how->special_tokens ? how->special_tokens : usual;
     count = how->special_tokens ? how->special_count : 1;
-    if ((!text && length) || count < 0) { twi_fail(tw, TW_E_ARGUMENT, "tokenizer: no text to learn from"); return NULL; }
+    if ((!text && length) || count < 0) {
+        twi_fail(tw, TW_E_ARGUMENT, "tokenizer: no text to learn from");
+        return NULL;
+    }
     if (length >= INT32_MAX || vocab_size > 1 << 24 || vocab_size < 256 + count) {
-        twi_fail(tw, TW_E_RANGE, "tokenizer: a vocabulary of %lld from %lu bytes; it must be from %lld (all bytes and the special tokens) to 16777216, from less than 2 GiB",
-                 (long long)vocab_size, (unsigned long)length, (long long)(256 + count));
+        twi_fail(tw, TW_E_RANGE, "tokenizer: %lld tokens (of %lld to %d) learned from %lu bytes (of less than 2 GiB)",
+                 (long long)vocab_size, (long long)(256 + count), 1 << 24, (unsigned long)length);
         return NULL;
     }
     t = twi_new_tokenizer(tw);
@@ -12288,15 +12740,18 @@ TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t 
     for (i = 0; ok && i < count; i++)
         if (specials[i] && *specials[i] && twi_vocabulary_find(&t->vocabulary, specials[i], strlen(specials[i])) < 0)
             ok = twi_vocabulary_put(&t->vocabulary, specials[i], strlen(specials[i]), (int64_t)t->vocabulary.count);
-    for (c = 33; ok && c < 256 + 68; c++) {                                 /* all bytes, in the order of their characters */
+    /* all bytes, in the order of their characters */
+    for (c = 33; ok && c < 256 + 68; c++) {
         char spelled[4];
         int n = twi_utf8_write(c, spelled);
-        if (twi_char_byte(c) >= 0 && twi_vocabulary_find(&t->vocabulary, spelled, (size_t)n) < 0) ok = twi_vocabulary_put(&t->vocabulary, spelled, (size_t)n, (int64_t)t->vocabulary.count);
+        if (twi_char_byte(c) >= 0 && twi_vocabulary_find(&t->vocabulary, spelled, (size_t)n) < 0)
+            ok = twi_vocabulary_put(&t->vocabulary, spelled, (size_t)n, (int64_t)t->vocabulary.count);
     }
     for (i = 0; ok && i < count; i++) if (specials[i] && *specials[i]) ok = twi_add_special(t, specials[i], false);
     ok = ok && twi_set_byte_level(t, false) && twi_index_added(t);
     if (ok && t->added_count) t->special_ids[0] = t->special_ids[1] = t->special_ids[3] = t->added[0].id;
-    ok = ok && twi_learner_read(&l, text ? text : "", length) && twi_learn(&l, vocab_size, how->min_frequency > 0 ? how->min_frequency : 2, how);
+    ok = ok && twi_learner_read(&l, text ? text : "", length)
+        && twi_learn(&l, vocab_size, how->min_frequency > 0 ? how->min_frequency : 2, how);
     twi_region_clear(&room);
     t->model_size = t->vocabulary.count;
     if (ok) ok = twi_finish_tokenizer(t);
@@ -12305,7 +12760,7 @@ TWDEF tw_tokenizer *tw_train_tokenizer(tw_context *tw, const char *text, size_t 
     return NULL;
 }
 
-/* -- the tables of Unicode ------------------------------------------------------------------------------------------
+/* -- the tables of Unicode ------------------------------------------------------------------------
    Made by tools/unicode_tables.py, which says how to read them. */
 static const char *const twi_unicode_letter[] = {      /* 1354 numbers */
     "E%=)=S$$-$'$(:$C$N1'/1(*$$$E'($%%'$$)$$&$$$7$W%$O'+J($J$%$)M$K%>''Q$O$G$%$G&$$2%*%-&%$3$$BA^%.$;E$,%'$(9'$,$&$:<",
@@ -12768,7 +13223,8 @@ static const tw_weight *twi_find_prefixed(const tw_weights *file, const char *pr
     if (w || n == 0) return w;
     if (strncmp(name, prefix, n) == 0) return twi_find_spelling(file, name + n);
     if (n + strlen(name) + 1 > sizeof with) return NULL;
-    snprintf(with, sizeof with, "%s%s", prefix, name);
+    memcpy(with, prefix, n);
+    strcpy(with + n, name);
     return twi_find_spelling(file, with);
 }
 static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *file, const tw_tensor *parameter) {
@@ -14041,7 +14497,7 @@ TWDEF tw_plan tw_plan_model(tw_context *tw, const char *config_path, const tw_pl
 
 /* ==== [tw:14] generation: implementation ===================================================== */
 
-/* -- settings: defaults put in, everything checked ---------------------------------------------------- */
+/* -- settings: defaults put in, everything checked ------------------------------------------------------- */
 
 enum { TWI_MAX_BEAMS = 4096, TWI_MAX_EOS = 1024 };
 
@@ -14079,14 +14535,16 @@ static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_
            twi_check_number(tw, "eos_count", (double)out->eos_count, -1, TWI_MAX_EOS);
 }
 
-/* -- the best k, and a prefix by mass -------------------------------------------------------------------
+/* -- the best k, and a prefix by mass -----------------------------------------------------------------------
    No vocabulary is ever sorted.  The k largest are kept in a heap whose root is the worst of them, so that
    nearly every token costs one comparison; what goes by cumulative probability is found like the median in
    quickselect (Hoare 1961), in time linear in the number of tokens. */
 
 typedef struct twi_ranked { float key, mass; int64_t index; } twi_ranked;
 
-static bool twi_ranks_below(const twi_ranked *a, const twi_ranked *b) { return a->key < b->key || (a->key == b->key && a->index > b->index); }
+static bool twi_ranks_below(const twi_ranked *a, const twi_ranked *b) {
+    return a->key < b->key || (a->key <= b->key && a->index > b->index);
+}
 
 /* Moves item `at` down until nothing below it ranks lower. */
 static void twi_sift_down(twi_ranked *heap, int64_t count, int64_t at) {
@@ -14130,19 +14588,19 @@ static void twi_sort_best(twi_ranked *heap, int64_t count) {
     }
 }
 
-/* Rearranges the items so that the first ones, as many as are returned, are the longest prefix in rising order of (key, index) whose
-   mass is below the limit (or equal to it, where `inclusive`), and the next item is the next in that order.  Masses
-   are added in double and compared as floats. */
+/* Rearranges the items so that the first ones, as many as are returned, are the longest prefix in rising order of
+   (key, index) whose mass is below the limit (or equal to it, where `inclusive`), and the next item is the next in that
+   order.  Masses are added in double and compared as floats.  Pivots are picked at random, so that no input is slow. */
 static int64_t twi_mass_prefix(twi_ranked *item, int64_t count, float limit, bool inclusive) {
     int64_t low = 0, high = count, i, at;
     double before = 0;
     while (low < high) {
         double mass = before;
         twi_ranked pivot, swap;
-        at = low + (int64_t)(twb_random_bits((uint64_t)low, (uint64_t)high) % (uint64_t)(high - low));   /* no input makes this slow on purpose */
+        at = low + (int64_t)(twb_random_bits((uint64_t)low, (uint64_t)high) % (uint64_t)(high - low));
         pivot = item[at];
         item[at] = item[high - 1];
-        for (i = at = low; i < high - 1; i++) {             /* every item moves, so that there is no branch to mispredict */
+        for (i = at = low; i < high - 1; i++) {             /* every item moves: no branch to mispredict */
             int below = (item[i].key < pivot.key) | ((item[i].key <= pivot.key) & (item[i].index < pivot.index));
             swap = item[i]; item[i] = item[at]; item[at] = swap;
             mass += (double)swap.mass * below;
@@ -14186,7 +14644,8 @@ static int64_t twi_first_largest(const float *row, int64_t count) {
     return wrong ? -1 : at;
 }
 
-/* Repetition penalty (Keskar et al. 2019): a score below zero times the penalty, any other divided by it, once for each token. */
+/* Repetition penalty (Keskar et al. 2019): a score below zero times the penalty, any other divided by it, once for
+   each token. */
 static void twi_penalize_repetition(twi_sampler *s, float *row, const int32_t *tokens, int64_t count, float penalty) {
     int64_t i;
     for (i = 0; i < count; i++) {
@@ -14198,19 +14657,23 @@ static void twi_penalize_repetition(twi_sampler *s, float *row, const int32_t *t
     for (i = 0; i < count; i++) if (tokens[i] >= 0 && tokens[i] < s->vocab) s->seen[tokens[i]] = 0;
 }
 
-/* Bans what would complete an n-gram that is there already: wherever the last n-1 tokens stood before, the token after them. */
+/* Bans what would complete an n-gram that is there already: wherever the last n-1 tokens stood before, the token
+   after them. */
 static void twi_ban_ngrams(const twi_sampler *s, float *row, const int32_t *tokens, int64_t count, int64_t n) {
     int64_t i;
     for (i = 0; count >= n && i <= count - n; i++) {
         int32_t next = tokens[i + n - 1];
-        if (next >= 0 && next < s->vocab && memcmp(tokens + i, tokens + count + 1 - n, (size_t)(n - 1) * sizeof *tokens) == 0) row[next] = TWI_BANNED;
+        bool again = memcmp(tokens + i, tokens + count + 1 - n, (size_t)(n - 1) * sizeof *tokens) == 0;
+        if (again && next >= 0 && next < s->vocab) row[next] = TWI_BANNED;
     }
 }
 
 /* What does not depend on chance: the penalties, and no end token (of those in `held`) yet. */
-static void twi_penalize(twi_sampler *s, float *row, const int32_t *tokens, int64_t count, const tw_generate_desc *how, const int32_t *held, int held_count) {
+static void twi_penalize(twi_sampler *s, float *row, const int32_t *tokens, int64_t count, const tw_generate_desc *how,
+                         const int32_t *held, int held_count) {
+    float penalty = how->repetition_penalty;
     int i;
-    if (how->repetition_penalty < 1 || how->repetition_penalty > 1) twi_penalize_repetition(s, row, tokens, count, how->repetition_penalty);
+    if (penalty < 1 || penalty > 1) twi_penalize_repetition(s, row, tokens, count, penalty);
     if (how->no_repeat_ngram_size > 0) twi_ban_ngrams(s, row, tokens, count, how->no_repeat_ngram_size);
     for (i = 0; i < held_count; i++) if (held[i] >= 0 && held[i] < s->vocab) row[held[i]] = TWI_BANNED;
 }
@@ -14223,14 +14686,18 @@ static void twi_keep_token(twi_sampler *s, int64_t *kept, int64_t i) {
     ++*kept;
 }
 
-static void twi_softmax_left(twi_sampler *s) { twb_softmax(&s->tw->cpu, 1, (ptrdiff_t)s->count, s->score, (ptrdiff_t)s->count, s->probability, (ptrdiff_t)s->count); }
+static void twi_softmax_left(twi_sampler *s) {
+    ptrdiff_t n = (ptrdiff_t)s->count;
+    twb_softmax(&s->tw->cpu, 1, n, s->score, n, s->probability, n);
+}
 
 /* The temperature, and the k best (ties with the last of them stay). */
 static void twi_warp_top_k(twi_sampler *s, const float *row, float temperature, int64_t k) {
     float least = TWI_BANNED, scaled = TWI_BANNED;
     int64_t i, held = 0, kept = 0;
     if (k > 0 && k < s->vocab) {
-        for (i = 0; i < s->vocab; i++) if (held < k || row[i] > s->ranked[0].key) twi_offer(s->ranked, &held, k, row[i], i);
+        for (i = 0; i < s->vocab; i++)
+            if (held < k || row[i] > s->ranked[0].key) twi_offer(s->ranked, &held, k, row[i], i);
         least = s->ranked[0].key;
         if (least > TWI_BANNED) {
             scaled = least / temperature;
@@ -14253,7 +14720,11 @@ static void twi_warp_top_p(twi_sampler *s, float p, int64_t least) {
     int64_t i, kept = 0, out;
     twi_ranked edge;
     twi_softmax_left(s);
-    for (i = 0; i < s->count; i++) { s->ranked[i].key = s->score[i]; s->ranked[i].mass = s->probability[i]; s->ranked[i].index = i; }
+    for (i = 0; i < s->count; i++) {
+        s->ranked[i].key = s->score[i];
+        s->ranked[i].mass = s->probability[i];
+        s->ranked[i].index = i;
+    }
     out = twi_mass_prefix(s->ranked, s->count, (float)(1.0 - (double)p), true);
     if (out > s->count - least) {                           /* by number then: take away all but the `least` best */
         for (i = 0; i < s->count; i++) s->ranked[i].mass = 1;
@@ -14261,7 +14732,8 @@ static void twi_warp_top_p(twi_sampler *s, float p, int64_t least) {
         if (out >= s->count) out = s->count - 1;            /* counts beyond 2^24 are not exact as floats */
     }
     edge = s->ranked[out];
-    for (i = 0; i < s->count; i++) if (s->score[i] > edge.key || (s->score[i] >= edge.key && i >= edge.index)) twi_keep_token(s, &kept, i);
+    for (i = 0; i < s->count; i++)
+        if (s->score[i] > edge.key || (s->score[i] >= edge.key && i >= edge.index)) twi_keep_token(s, &kept, i);
     s->count = kept;
 }
 
@@ -14325,7 +14797,8 @@ typedef struct twi_dice { uint64_t stream, draws; } twi_dice;
 
 /* [0, 1) in steps of 2^-53 */
 static double twi_draw_uniform(twi_dice *dice) {
-    uint64_t high = twb_random_bits(dice->stream, 2 * dice->draws), low = twb_random_bits(dice->stream, 2 * dice->draws + 1);
+    uint64_t high = twb_random_bits(dice->stream, 2 * dice->draws);
+    uint64_t low = twb_random_bits(dice->stream, 2 * dice->draws + 1);
     dice->draws++;
     return (double)((high << 21) ^ (low >> 11)) * (1.0 / 9007199254740992.0);
 }
@@ -14345,7 +14818,7 @@ static int64_t twi_draw(twi_dice *dice, const float *probability, int64_t count)
     return last;
 }
 
-/* -- a generation ----------------------------------------------------------------------------------------------
+/* -- a generation -------------------------------------------------------------------------------------------
    Everything but the cache, the text and the tokenizer's decoder lies in one block of the model's region, laid
    out before the first token, so a step asks for no memory and nothing has to be taken apart at the end. */
 
@@ -14364,7 +14837,8 @@ static bool twi_decoder_shape_of(tw_model *model, twi_decoder_shape *shape) {
             return true;
         }
     }
-    twi_fail(model->region.tw, TW_E_UNSUPPORTED, "generate: a %s writes no text: it has no language model's head", model->name);
+    twi_fail(model->region.tw, TW_E_UNSUPPORTED, "generate: a %s writes no text: it has no language model's head",
+             model->name);
     return false;
 }
 
@@ -14387,7 +14861,7 @@ struct tw_generation {
     int64_t           wanted;                  /* beams: candidates looked at in a step */
     float            *running;                 /* [beams]: summed log-probabilities, the best first */
     twi_ranked       *best;                    /* [wanted] */
-    twi_choice    *candidate;               /* [wanted] */
+    twi_choice       *candidate;               /* [wanted] */
     twi_hypothesis   *finished, *merged;       /* [beams], the best first; room to merge */
     int32_t          *finished_tokens;         /* [beams, limit - prompt] */
     int64_t          *pool_index;              /* [beams vocab], sampling with beams: beam * vocab + token */
@@ -14407,8 +14881,9 @@ typedef struct twi_layout { char *at; size_t bytes; bool too_large; } twi_layout
 static void *twi_set_aside(twi_layout *layout, int64_t rows, int64_t columns, size_t size) {
     char *here = layout->at ? layout->at + layout->bytes : NULL;
     size_t count, bytes;
-    if (!twi_multiply((size_t)rows, (size_t)columns, &count) || !twi_multiply(count, size, &bytes) || bytes > (size_t)-1 / 2 ||
-        !twi_sum(layout->bytes, twi_round_up(bytes), &layout->bytes)) layout->too_large = true;
+    bool fits = twi_multiply((size_t)rows, (size_t)columns, &count) && twi_multiply(count, size, &bytes) &&
+                bytes <= (size_t)-1 / 2 && twi_sum(layout->bytes, twi_round_up(bytes), &layout->bytes);
+    if (!fits) layout->too_large = true;
     return here;
 }
 
@@ -14474,7 +14949,8 @@ static int twi_model_eos(const tw_model *model, int32_t *ids, int room) {
 }
 
 /* A new generation with room for everything; its texts are not filled in yet.  `how` is settled. */
-static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc *how, const twi_decoder_shape *shape, int64_t prompt) {
+static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc *how, const twi_decoder_shape *shape,
+                                         int64_t prompt) {
     tw_context *tw = model->region.tw;
     int32_t model_eos[16];
     tw_generation plan, *g;
@@ -14491,15 +14967,19 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
         plan.how.eos_token_ids = model_eos;
         plan.how.eos_count = twi_model_eos(model, model_eos, 16);
     }
-    /* the last token needs no position: it is not read any more */
-    plan.limit = how->max_new_tokens < shape->positions + 1 - prompt ? prompt + how->max_new_tokens : shape->positions + 1;
+    plan.limit = shape->positions + 1;                      /* the last token is not read any more: no position */
+    if (how->max_new_tokens < plan.limit - prompt) plan.limit = prompt + how->max_new_tokens;
     if (plan.beams > 1) {
         plan.wanted = (plan.how.eos_count > 1 ? 1 + plan.how.eos_count : 2) * plan.beams;
         if (plan.wanted > plan.beams * shape->vocab) plan.wanted = plan.beams * shape->vocab;
     }
     memset(&layout, 0, sizeof layout);
     twi_place_generation(&layout, &plan);
-    if (layout.too_large) { twi_fail(tw, TW_E_MEMORY, "generate: %lld beams of %lld tokens are more than can be counted", (long long)plan.beams, (long long)plan.limit); return NULL; }
+    if (layout.too_large) {
+        twi_fail(tw, TW_E_MEMORY, "generate: %lld beams of %lld tokens are more than can be counted",
+                 (long long)plan.beams, (long long)plan.limit);
+        return NULL;
+    }
     layout.at = (char *)twi_alloc_raw(&model->region, layout.bytes, 1);
     if (!layout.at) return NULL;
     layout.bytes = 0;
@@ -14507,7 +14987,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     g = (tw_generation *)(void *)layout.at;
     *g = plan;
     for (b = 0; b < g->beams && g->beams > 1; b++) {
-        g->running[b] = b ? -1e9f : 0.0f;                   /* the beams begin alike: only the first one counts at first */
+        g->running[b] = b ? -1e9f : 0.0f;                   /* they begin alike: only the first one counts at first */
         memset(&g->finished[b], 0, sizeof g->finished[b]);
         g->finished[b].score = -1e9f;
         g->finished[b].slot = -1;
@@ -14515,7 +14995,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     g->improvable = true;
     g->piece = TWI_PIECE_FIRST;
     g->text = twi_text_new(&model->region);
-    g->cache = tw_cache_create(tw, shape->layers, g->beams, shape->heads, shape->head_dim, g->limit > 1 ? g->limit - 1 : 1);
+    g->cache = tw_cache_create(tw, shape->layers, g->beams, shape->heads, shape->head_dim, g->limit - 1);
     if (g->cache) g->cache->batch = 1;
     if (g->cache && model->tokenizer) {
         size_t room = (size_t)(g->limit - prompt) * TWI_TEXT_PER_TOKEN;
@@ -14527,7 +15007,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     return NULL;
 }
 
-/* -- choosing the next token -------------------------------------------------------------------------------------- */
+/* -- choosing the next token ----------------------------------------------------------------------------- */
 
 static bool twi_is_eos(const tw_generation *g, int32_t token) {
     int i;
@@ -14538,17 +15018,19 @@ static bool twi_is_eos(const tw_generation *g, int32_t token) {
 static bool twi_usable(const tw_generation *g, const float *row, int64_t *largest) {
     *largest = twi_first_largest(row, g->shape.vocab);
     if (*largest >= 0) return true;
-    twi_fail(g->model->region.tw, TW_E_RANGE, "generate: the model's logits are NaN or infinite after %lld tokens", (long long)g->length);
+    twi_fail(g->model->region.tw, TW_E_RANGE, "generate: the model's logits are NaN or infinite after %lld tokens",
+             (long long)g->length);
     return false;
 }
 static bool twi_none_left(const tw_generation *g) {
-    twi_fail(g->model->region.tw, TW_E_RANGE, "generate: every token is ruled out after %lld of them (no_repeat_ngram_size, min_new_tokens)", (long long)g->length);
+    twi_fail(g->model->region.tw, TW_E_RANGE, "generate: after %lld tokens every other one is ruled out "
+             "(no_repeat_ngram_size, min_new_tokens)", (long long)g->length);
     return false;
 }
 
 static void twi_penalize_beam(tw_generation *g, float *row, int64_t beam) {
-    bool too_early = g->length - g->prompt < g->how.min_new_tokens;
-    twi_penalize(&g->sampler, row, g->tokens + beam * g->limit, g->length, &g->how, g->how.eos_token_ids, too_early ? g->how.eos_count : 0);
+    int held = g->length - g->prompt < g->how.min_new_tokens ? g->how.eos_count : 0;
+    twi_penalize(&g->sampler, row, g->tokens + beam * g->limit, g->length, &g->how, g->how.eos_token_ids, held);
 }
 
 /* Greedy, or sampling: one text, one row of logits [vocab]. */
@@ -14567,15 +15049,16 @@ static bool twi_choose_token(tw_generation *g, float *row) {
     return true;
 }
 
-/* -- beams, as transformers 5 has them -----------------------------------------------------------------------------
+/* -- beams, as transformers 5 has them ----------------------------------------------------------------------
    Of all beams' next tokens the best (1 + number of end tokens) * beams are candidates, so that enough of them go
    on even where the best all end.  One that ends within the best `beams` is finished; the others fill up the
    running beams.  -1e9 marks what must not be chosen; sums are floats, as there. */
 
 /* The candidates in `best`, or drawn, without one twice, by their probability. */
 static void twi_draw_candidates(tw_generation *g, int64_t pool) {
+    ptrdiff_t all = (ptrdiff_t)pool;
     int64_t n, i;
-    twb_softmax(&g->model->region.tw->cpu, 1, (ptrdiff_t)pool, g->pool_score, (ptrdiff_t)pool, g->pool_probability, (ptrdiff_t)pool);
+    twb_softmax(&g->model->region.tw->cpu, 1, all, g->pool_score, all, g->pool_probability, all);
     for (n = 0; n < g->wanted && n < pool; n++) {
         i = twi_draw(&g->dice, g->pool_probability, pool);
         if (i < 0) for (i = 0; g->pool_index[i] < 0; i++) continue;     /* only what cannot be drawn is left */
@@ -14590,11 +15073,12 @@ static void twi_draw_candidates(tw_generation *g, int64_t pool) {
 /* logits [rows, vocab]: rows is 1 after the prompt, which all beams share. */
 static bool twi_find_candidates(tw_generation *g, float *logits, int64_t rows) {
     int64_t vocab = g->shape.vocab, b, v, held = 0, pool = 0;
+    ptrdiff_t width = (ptrdiff_t)vocab;
     for (b = 0; b < g->beams; b++) {
         float *row = logits + (rows > 1 ? b * vocab : 0);
         if (b == 0 || rows > 1) {
             if (!twi_usable(g, row, &v)) return false;
-            twb_log_softmax(&g->model->region.tw->cpu, 1, (ptrdiff_t)vocab, row, (ptrdiff_t)vocab, row, (ptrdiff_t)vocab);
+            twb_log_softmax(&g->model->region.tw->cpu, 1, width, row, width, row, width);
             twi_penalize_beam(g, row, b);
             if (g->how.do_sample) twi_warp(&g->sampler, row, &g->how, g->how.eos_count > 1 ? 1 + g->how.eos_count : 2);
         }
@@ -14620,7 +15104,9 @@ static bool twi_find_candidates(tw_generation *g, float *logits, int64_t rows) {
     return true;
 }
 
-static float twi_length_divisor(const tw_generation *g, int64_t length) { return (float)pow((double)length, (double)g->how.length_penalty); }
+static float twi_length_divisor(const tw_generation *g, int64_t length) {
+    return (float)pow((double)length, (double)g->how.length_penalty);
+}
 
 static bool twi_all_finished(const tw_generation *g) {
     int64_t b;
@@ -14643,13 +15129,16 @@ static void twi_merge_finished(tw_generation *g) {
     }
     twi_sort_best(g->best, held);
     memset(g->taken, 0, (size_t)g->beams * sizeof *g->taken);
-    for (b = 0; b < g->beams; b++)
-        if (g->best[b].index < g->beams && g->finished[g->best[b].index].slot >= 0) g->taken[g->finished[g->best[b].index].slot] = 1;
     for (b = 0; b < g->beams; b++) {
-        int64_t from = g->best[b].index;
+        if (g->best[b].index >= g->beams) continue;
+        g->merged[b] = g->finished[g->best[b].index];
+        if (g->merged[b].slot >= 0) g->taken[g->merged[b].slot] = 1;
+    }
+    for (b = 0; b < g->beams; b++) {
+        int64_t from = g->best[b].index - g->beams;
         twi_hypothesis *h = &g->merged[b];
-        if (from < g->beams) { *h = g->finished[from]; continue; }
-        from -= g->beams;
+        int32_t *to;
+        if (from < 0) continue;
         memset(h, 0, sizeof *h);
         h->score = g->best[b].key;
         h->finished = g->candidate[from].ends && from < g->beams;
@@ -14658,8 +15147,9 @@ static void twi_merge_finished(tw_generation *g) {
         while (g->taken[free_slot]) free_slot++;
         h->slot = (int32_t)free_slot++;
         h->length = count;
-        memcpy(g->finished_tokens + h->slot * room, g->tokens + g->candidate[from].parent * g->limit + g->prompt, (size_t)(count - 1) * sizeof(int32_t));
-        g->finished_tokens[h->slot * room + count - 1] = g->candidate[from].token;
+        to = g->finished_tokens + h->slot * room;
+        memcpy(to, g->tokens + g->candidate[from].parent * g->limit + g->prompt, (size_t)(count - 1) * sizeof *to);
+        to[count - 1] = g->candidate[from].token;
     }
     swap = g->finished; g->finished = g->merged; g->merged = swap;
 }
@@ -14668,7 +15158,8 @@ static void twi_merge_finished(tw_generation *g) {
 static bool twi_continue_beams(tw_generation *g, int64_t rows) {
     int64_t held = 0, b;
     int32_t *swap;
-    for (b = 0; b < g->wanted; b++) twi_offer(g->best, &held, g->beams, g->candidate[b].score + (g->candidate[b].ends ? -1e9f : 0.0f), b);
+    for (b = 0; b < g->wanted; b++)
+        twi_offer(g->best, &held, g->beams, g->candidate[b].score + (g->candidate[b].ends ? -1e9f : 0.0f), b);
     twi_sort_best(g->best, held);
     for (b = 0; b < g->beams; b++) {
         const twi_choice *c = &g->candidate[g->best[b].index];
@@ -14676,7 +15167,7 @@ static bool twi_continue_beams(tw_generation *g, int64_t rows) {
         memcpy(to, g->tokens + c->parent * g->limit, (size_t)g->length * sizeof *to);
         to[g->length] = c->token;
         g->running[b] = g->best[b].key;
-        g->parents[b] = rows > 1 ? c->parent : 0;           /* behind the prompt, what the one row holds is every beam's */
+        g->parents[b] = rows > 1 ? c->parent : 0;           /* behind the prompt, the one row is every beam's */
     }
     swap = g->tokens; g->tokens = g->other_tokens; g->other_tokens = swap;
     g->length++;
@@ -14687,7 +15178,8 @@ static bool twi_continue_beams(tw_generation *g, int64_t rows) {
 /* Can a running beam still become better than the worst finished one? */
 static bool twi_beams_improve(const tw_generation *g) {
     bool longest = g->how.early_stopping == 2 && g->how.length_penalty > 0;
-    float best = g->running[0] / twi_length_divisor(g, (longest ? g->limit : g->length) - g->prompt), worst = g->finished[0].score;
+    float best = g->running[0] / twi_length_divisor(g, (longest ? g->limit : g->length) - g->prompt);
+    float worst = g->finished[0].score;
     int64_t b;
     for (b = 1; b < g->beams; b++) if (g->finished[b].score < worst) worst = g->finished[b].score;
     for (b = 0; b < g->beams; b++) if (best > (g->finished[b].finished ? worst : -1e9f)) return true;
@@ -14706,7 +15198,7 @@ static bool twi_choose_beams(tw_generation *g, float *logits, int64_t rows) {
     return true;
 }
 
-/* -- one step ------------------------------------------------------------------------------------------------------- */
+/* -- one step -------------------------------------------------------------------------------------------- */
 
 /* What the model reads next: the next `count` tokens of every running text, [rows, count]. */
 static bool twi_generation_inputs(tw_generation *g, int64_t rows, int64_t count, tw_batch *in) {
@@ -14716,8 +15208,10 @@ static bool twi_generation_inputs(tw_generation *g, int64_t rows, int64_t count,
     ids = twi_new(g->model->region.tw, TW_I32, 2, shape);
     memset(in, 0, sizeof *in);
     if (!ids) return false;
-    for (b = 0; b < rows; b++)
-        memcpy((int32_t *)ids->data + b * count, g->tokens + b * g->limit + g->cache->length, (size_t)count * sizeof(int32_t));
+    for (b = 0; b < rows; b++) {
+        const int32_t *next = g->tokens + b * g->limit + g->cache->length;
+        memcpy((int32_t *)ids->data + b * count, next, (size_t)count * sizeof *next);
+    }
     return tw_batch_set(in, "input_ids", ids);
 }
 
@@ -14734,7 +15228,10 @@ static bool twi_read_tokens(tw_generation *g, int64_t most) {
     if (!twi_generation_inputs(g, rows, count, &in) || !tw_model_forward(g->model, &in, &pass, &out)) return false;
     if (count < pending) return true;
     logits = tw_batch_get(&out, "logits");
-    if (!tw_data(logits) || tw_count(logits) != rows * g->shape.vocab) { twi_fail(g->model->region.tw, TW_E_SHAPE, "generate: the model gave no logits"); return false; }
+    if (!tw_data(logits) || tw_count(logits) != rows * g->shape.vocab) {
+        twi_fail(g->model->region.tw, TW_E_SHAPE, "generate: the model gave no logits");
+        return false;
+    }
     return g->beams > 1 ? twi_choose_beams(g, tw_data(logits), rows) : twi_choose_token(g, tw_data(logits));
 }
 
@@ -14753,7 +15250,7 @@ static bool twi_advance(tw_generation *g, int64_t most) {
     return ok;
 }
 
-/* -- the text --------------------------------------------------------------------------------------------------------- */
+/* -- the text -------------------------------------------------------------------------------------------- */
 
 /* A new part of the text.  aloud: on_text hears of it. */
 static bool twi_add_text(tw_generation *g, const char *part, bool aloud) {
@@ -14769,7 +15266,8 @@ static bool twi_add_text(tw_generation *g, const char *part, bool aloud) {
 static bool twi_decode(tw_generation *g, const int32_t *ids, int64_t count, bool aloud) {
     int64_t i;
     if (!g->decoder) return true;
-    for (i = 0; i < count && !g->stopped; i++) if (!twi_add_text(g, tw_decoder_feed(g->decoder, ids[i]), aloud)) return false;
+    for (i = 0; i < count && !g->stopped; i++)
+        if (!twi_add_text(g, tw_decoder_feed(g->decoder, ids[i]), aloud)) return false;
     return !g->done || g->stopped || twi_add_text(g, tw_decoder_end(g->decoder), aloud);
 }
 
@@ -14785,9 +15283,10 @@ static bool twi_decode_new(tw_generation *g) {
     return true;
 }
 
-/* -- the calls ---------------------------------------------------------------------------------------------------------- */
+/* -- the calls ------------------------------------------------------------------------------------------- */
 
-TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how) {
+TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *prompt, int64_t count,
+                                             const tw_generate_desc *how) {
     tw_context *tw;
     tw_generate_desc settled;
     twi_decoder_shape shape;
@@ -14797,22 +15296,33 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
     if (!model || tw_failed(model->region.tw)) return NULL;
     tw = model->region.tw;
     if (!twi_settle(tw, how, &settled) || !twi_decoder_shape_of(model, &shape)) return NULL;
-    if (count < 0 || (count && !prompt) || (settled.eos_count > 0 && !settled.eos_token_ids)) { twi_fail(tw, TW_E_ARGUMENT, "generate: a list of ids is missing"); return NULL; }
-    if (settled.adapter_name) { twi_fail(tw, TW_E_MISSING, "generate: the model has no adapter \"%.60s\"", settled.adapter_name); return NULL; }
+    if (count < 0 || (count && !prompt) || (settled.eos_count > 0 && !settled.eos_token_ids)) {
+        twi_fail(tw, TW_E_ARGUMENT, "generate: a list of ids is missing");
+        return NULL;
+    }
+    if (settled.adapter_name) {
+        twi_fail(tw, TW_E_MISSING, "generate: the model has no adapter \"%.60s\"", settled.adapter_name);
+        return NULL;
+    }
     if (count == 0) {
         int64_t id = tw_json_int(tw_json_get(model->config, "bos_token_id"), 50256);
-        if (id < 0 || id >= shape.vocab) { twi_fail(tw, TW_E_RANGE, "generate: the prompt is empty, and the model has no bos token to begin with"); return NULL; }
+        if (id < 0 || id >= shape.vocab) {
+            twi_fail(tw, TW_E_RANGE, "generate: the prompt is empty, and the model has no bos token to begin with");
+            return NULL;
+        }
         bos = (int32_t)id;
         prompt = &bos;
         count = 1;
     }
     if (count > shape.positions) {
-        twi_fail(tw, TW_E_RANGE, "generate: a prompt of %lld tokens does not fit the model's %lld positions", (long long)count, (long long)shape.positions);
+        twi_fail(tw, TW_E_RANGE, "generate: a prompt of %lld tokens does not fit the model's %lld positions",
+                 (long long)count, (long long)shape.positions);
         return NULL;
     }
     for (i = 0; i < count; i++)
         if (prompt[i] < 0 || prompt[i] >= shape.vocab) {
-            twi_fail(tw, TW_E_RANGE, "generate: token %ld at place %lld of the prompt is not in the vocabulary of %lld", (long)prompt[i], (long long)i, (long long)shape.vocab);
+            twi_fail(tw, TW_E_RANGE, "generate: token %ld at place %lld of the prompt is not in the vocabulary of %lld",
+                     (long)prompt[i], (long long)i, (long long)shape.vocab);
             return NULL;
         }
     g = twi_new_generation(model, &settled, &shape, count);
@@ -14826,7 +15336,10 @@ TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, co
     tw_encoding encoding;
     if (!model || tw_failed(model->region.tw)) return NULL;
     if (!prompt) { twi_fail(model->region.tw, TW_E_ARGUMENT, "generate: there is no prompt"); return NULL; }
-    if (!model->tokenizer) { twi_fail(model->region.tw, TW_E_MISSING, "generate: the model has no tokenizer to read a text with"); return NULL; }
+    if (!model->tokenizer) {
+        twi_fail(model->region.tw, TW_E_MISSING, "generate: the model has no tokenizer to read a text with");
+        return NULL;
+    }
     if (tw_tokenize(model->tokenizer, prompt, strlen(prompt), NULL, &encoding) < 0) return NULL;
     return tw_generation_begin_ids(model, encoding.ids, encoding.count, how);
 }
@@ -14854,7 +15367,7 @@ TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
         now = twi_now(tw);
         if (sliced && (now - before) * 2 > microseconds && g->piece > TWI_PIECE_LEAST) g->piece /= 2;
         else if (sliced && (now - before) * 4 < microseconds && g->piece < TWI_PIECE_MOST) g->piece *= 2;
-        if (2 * now - start - before > microseconds) return TW_MORE;     /* the next piece, as long as the last, would end too late */
+        if (2 * now - start - before > microseconds) return TW_MORE;    /* one more like the last would end late */
         before = now;
     }
 }
@@ -14872,13 +15385,15 @@ TWDEF int64_t tw_generation_ids(const tw_generation *g, const int32_t **ids) {
     return g->length - g->prompt;
 }
 
-TWDEF int64_t tw_generate_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how, int32_t *out, int64_t room, float *score) {
+TWDEF int64_t tw_generate_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how,
+                              int32_t *out, int64_t room, float *score) {
     tw_generation *g = tw_generation_begin_ids(model, prompt, count, how);
     const int32_t *ids;
     int64_t n = -1;
     if (!g) return -1;
     if (!out || room < g->limit - g->prompt) {
-        twi_fail(model->region.tw, TW_E_ARGUMENT, "generate: there is room for %lld ids, and %lld may come", (long long)(out ? room : 0), (long long)(g->limit - g->prompt));
+        twi_fail(model->region.tw, TW_E_ARGUMENT, "generate: there is room for %lld ids, and %lld may come",
+                 (long long)(out ? room : 0), (long long)(g->limit - g->prompt));
     } else if (tw_generation_step(g, -1) == TW_DONE) {
         n = tw_generation_ids(g, &ids);
         memcpy(out, ids, (size_t)n * sizeof *out);
@@ -14900,9 +15415,9 @@ TWDEF const char *tw_generate_text(tw_model *model, const char *prompt, const tw
     return text;
 }
 
-/* -- the savegame --------------------------------------------------------------------------------------------------------
-   Numbers one after the other, little-endian, floats by their bits; at the end a hash over everything before it, so that
-   no cut or flipped bit gets through.  The same list of fields is written and read. */
+/* -- the savegame -------------------------------------------------------------------------------------------
+   Numbers one after the other, little-endian, floats by their bits; at the end a hash over everything before it, so
+   that no cut or flipped bit gets through.  The same list of fields is written and read. */
 
 static const char twi_saved_magic[8] = { 't', 'w', 'i', 'n', 'k', 'l', 'e', 'G' };
 enum { TWI_SAVED_VERSION = 1 };
@@ -14980,10 +15495,12 @@ static void twi_saved_fields(twi_saved *s, twi_saved_head *h) {
     twi_saved_i64(s, &h->how.max_new_tokens); twi_saved_i64(s, &h->how.min_new_tokens); twi_saved_i64(s, &h->how.top_k);
     twi_saved_i64(s, &h->how.no_repeat_ngram_size);
     twi_saved_bool(s, &h->how.do_sample); twi_saved_bool(s, &h->how.has_length_penalty);
-    twi_saved_floats(s, &h->how.temperature, 1); twi_saved_floats(s, &h->how.top_p, 1); twi_saved_floats(s, &h->how.min_p, 1);
-    twi_saved_floats(s, &h->how.typical_p, 1); twi_saved_floats(s, &h->how.repetition_penalty, 1); twi_saved_floats(s, &h->how.length_penalty, 1);
+    twi_saved_floats(s, &h->how.temperature, 1); twi_saved_floats(s, &h->how.top_p, 1);
+    twi_saved_floats(s, &h->how.min_p, 1); twi_saved_floats(s, &h->how.typical_p, 1);
+    twi_saved_floats(s, &h->how.repetition_penalty, 1); twi_saved_floats(s, &h->how.length_penalty, 1);
     twi_saved_int(s, &h->how.num_beams); twi_saved_int(s, &h->how.early_stopping); twi_saved_int(s, &h->how.eos_count);
-    twi_saved_i64(s, &h->prompt); twi_saved_i64(s, &h->length); twi_saved_i64(s, &h->cached); twi_saved_i64(s, &h->cached_rows);
+    twi_saved_i64(s, &h->prompt); twi_saved_i64(s, &h->length);
+    twi_saved_i64(s, &h->cached); twi_saved_i64(s, &h->cached_rows);
 }
 
 /* What is in a generation, its end tokens excepted, in room that is there. */
@@ -15020,7 +15537,10 @@ TWDEF bool tw_generation_save(const tw_generation *g, tw_writer writer) {
     int e;
     if (!g) return false;
     tw = g->model->region.tw;
-    if (g->failed || !writer.write) { twi_fail(tw, TW_E_ARGUMENT, "save: %s", g->failed ? "the generation has failed" : "there is nothing to write with"); return false; }
+    if (g->failed || !writer.write) {
+        twi_fail(tw, TW_E_ARGUMENT, g->failed ? "save: the generation has failed" : "save: there is no writer");
+        return false;
+    }
     self.from = g;
     memset(&s, 0, sizeof s);
     memset(&h, 0, sizeof h);
@@ -15059,7 +15579,8 @@ static bool twi_saved_open(tw_context *tw, twi_saved *s, const void *data, size_
     s->left -= sizeof twi_saved_magic + 8;
     version = twi_saved_number(s, 0, 4);
     if (version != TWI_SAVED_VERSION) {
-        twi_fail(tw, TW_E_FORMAT, "restore: the generation was saved as version %lu, and this is version %d", (unsigned long)version, (int)TWI_SAVED_VERSION);
+        twi_fail(tw, TW_E_FORMAT, "restore: the generation was saved as version %lu, and this is version %d",
+                 (unsigned long)version, (int)TWI_SAVED_VERSION);
         return false;
     }
     version = 0;
@@ -15070,17 +15591,21 @@ static bool twi_saved_open(tw_context *tw, twi_saved *s, const void *data, size_
 }
 
 /* Do the sizes fit each other and the bytes that are there?  Nothing has been taken room for yet. */
-static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_head *h, const twi_decoder_shape *shape) {
+static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_head *h,
+                           const twi_decoder_shape *shape) {
     size_t floats = 0;
     bool whole;
     if (!s->ok) { twi_fail(tw, TW_E_FORMAT, "restore: the saved generation is cut off"); return false; }
     if (memcmp(&h->shape, shape, sizeof *shape) != 0) {
-        twi_fail(tw, TW_E_FORMAT, "restore: the generation was saved from another model (%lld layers of %lld heads of %lld, %lld tokens, %lld positions)",
-                 (long long)h->shape.layers, (long long)h->shape.heads, (long long)h->shape.head_dim, (long long)h->shape.vocab, (long long)h->shape.positions);
+        twi_fail(tw, TW_E_FORMAT, "restore: the generation was saved from another model "
+                 "(%lld layers of %lld heads of %lld, %lld tokens, %lld positions)",
+                 (long long)h->shape.layers, (long long)h->shape.heads, (long long)h->shape.head_dim,
+                 (long long)h->shape.vocab, (long long)h->shape.positions);
         return false;
     }
-    whole = h->prompt >= 1 && h->prompt <= shape->positions && h->length >= h->prompt && h->length <= shape->positions + 1 &&
-            h->length - h->prompt <= h->how.max_new_tokens && h->how.eos_count >= 0 &&
+    whole = h->prompt >= 1 && h->prompt <= shape->positions && h->length >= h->prompt &&
+            h->length <= shape->positions + 1 && h->length - h->prompt <= h->how.max_new_tokens &&
+            h->how.eos_count >= 0 &&
             h->cached >= 0 && h->cached < h->length && (h->length == h->prompt || h->cached == h->length - 1) &&
             h->cached_rows == (h->length > h->prompt ? h->how.num_beams : 1) &&
             twi_multiply((size_t)(2 * shape->layers * shape->heads), (size_t)(shape->head_dim * h->cached), &floats) &&
@@ -15090,7 +15615,8 @@ static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_h
     return whole;
 }
 
-TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, size_t size, const tw_generate_desc *how) {
+TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, size_t size,
+                                           const tw_generate_desc *how) {
     tw_context *tw;
     tw_generate_desc settled;
     twi_decoder_shape shape;
@@ -15130,7 +15656,8 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
     return NULL;
 }
 
-TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const int32_t *tokens, int64_t count, const tw_generate_desc *how, float *probabilities) {
+TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const int32_t *tokens, int64_t count,
+                          const tw_generate_desc *how, float *probabilities) {
     tw_generate_desc settled;
     twi_sampler s;
     twi_layout layout;
@@ -15138,7 +15665,10 @@ TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const in
     int64_t i;
     bool ok = false;
     if (!tw || tw_failed(tw) || !twi_settle(tw, how, &settled)) return false;
-    if (!logits || !probabilities || vocab < 1 || vocab >= INT32_MAX || count < 0 || (count && !tokens)) { twi_fail(tw, TW_E_ARGUMENT, "warp: logits, tokens or room for the probabilities are missing"); return false; }
+    if (!logits || !probabilities || vocab < 1 || vocab >= INT32_MAX || count < 0 || (count && !tokens)) {
+        twi_fail(tw, TW_E_ARGUMENT, "warp: logits, tokens or room for the probabilities are missing");
+        return false;
+    }
     memset(&s, 0, sizeof s);
     memset(&layout, 0, sizeof layout);
     twi_place_sampler(&layout, &s, tw, vocab);

@@ -33,7 +33,17 @@
    Legend for shapes: B batch, T time, C channels, H heads, D head dimension, V vocabulary.
 
    CHAPTERS (search for the mark)
-@@CHAPTERS@@
+       [twb:01] the processor and its threads
+       [twb:02] one text, four kernel sets
+       [twb:03] choosing kernels, handing out work
+       [twb:04] matrix product
+       [twb:05] a language model's head and its cross-entropy in one
+       [twb:06] elementary functions
+       [twb:07] rows
+       [twb:08] attention
+       [twb:09] convolution, pooling, batch norm
+       [twb:10] optimizers
+       [twb:11] conversions and random numbers
 
    Licence: public domain or MIT-0, at your choice; see the end of twinkle.h. */
 #ifndef TWINKLE_BLAS_H
@@ -217,56 +227,65 @@ TWBDEF void twb_activation_backward(const twb_cpu *cpu, twb_activation act, ptrd
    MAX and MIN give b where either is NaN.  y may be a or b. */
 TWBDEF void twb_binary(const twb_cpu *cpu, twb_binary_op op, ptrdiff_t n, const float *a, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, float *y);
-TWBDEF void twb_axpby(const twb_cpu *cpu, ptrdiff_t n, float alpha, const float *x, float beta, float *y);  /* y = alpha x + beta y; beta 0: y is not read */
+/* y = alpha x + beta y; beta 0: y is not read */
+TWBDEF void twb_axpby(const twb_cpu *cpu, ptrdiff_t n, float alpha, const float *x, float beta, float *y);
 TWBDEF void twb_fill(const twb_cpu *cpu, ptrdiff_t n, float value, float *y);
 
 /* Sums over whole arrays: f32 in sixteen lanes over chunks of 16384, the chunks added in double, in order. */
 TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x);
 TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y);
 TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x);
-TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x);       /* 0 for n = 0; NaN if an element is NaN */
+/* 0 for n = 0; NaN if an element is NaN */
+TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x);
 /* y[j] (+)= sum over rows of x[row][j]: a bias's gradient. */
-TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, bool accumulate);
+TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                              float *y, bool accumulate);
 
 /* ---- [twb:07] rows: softmax, norms, embedding, cross-entropy ---------------------------------
    x, y and their gradients are [rows, cols] with leading dimensions; y may be x, dx may be dy. */
 
 /* y = exp(x - max) / sum;  dx (+)= y (dy - sum(y dy)). */
-TWBDEF void twb_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, ptrdiff_t ldy);
+TWBDEF void twb_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y,
+                        ptrdiff_t ldy);
 TWBDEF void twb_softmax_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *y, ptrdiff_t ldy,
                                  const float *dy, ptrdiff_t lddy, float *dx, ptrdiff_t lddx, bool accumulate);
 /* y = x - max - log(sum(exp(x - max)));  dx (+)= dy - exp(y) sum(dy). */
-TWBDEF void twb_log_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, ptrdiff_t ldy);
+TWBDEF void twb_log_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                            float *y, ptrdiff_t ldy);
 TWBDEF void twb_log_softmax_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *y, ptrdiff_t ldy,
                                      const float *dy, ptrdiff_t lddy, float *dx, ptrdiff_t lddx, bool accumulate);
 
 /* Layer norm (Ba, Kiros, Hinton 2016): y = (x - mean) rstd weight + bias, rstd = 1/sqrt(variance + eps), the
    variance biased and taken in a second pass.  weight, bias [cols] may be NULL (1 and 0).  mean and rstd, [rows],
    are what the backward pass needs; NULL: not kept. */
-TWBDEF void twb_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, const float *weight,
-                           const float *bias, float eps, float *y, ptrdiff_t ldy, float *mean, float *rstd);
+TWBDEF void twb_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                           const float *weight, const float *bias, float eps, float *y, ptrdiff_t ldy, float *mean,
+                           float *rstd);
 /* The sum of a residual stream and its norm in one pass: sum = x + residual, y = layer_norm(sum).  Rows lie densely;
    sum may be x or residual. */
-TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, const float *residual, float *sum,
-                               const float *weight, const float *bias, float eps, float *y, float *mean, float *rstd);
+TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x,
+                               const float *residual, float *sum, const float *weight, const float *bias, float eps,
+                               float *y, float *mean, float *rstd);
 /* With h = (x - mean) rstd and g = dy weight:  dx (+)= rstd (g - avg(g) - h avg(g h)), NULL: not wanted;
    dweight += sum over rows of dy h;  dbias += sum over rows of dy; NULL: not wanted. */
 TWBDEF void twb_layer_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
-                                    const float *dy, ptrdiff_t lddy, const float *weight, const float *mean, const float *rstd,
-                                    float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight, float *dbias);
-/* RMS norm (Zhang, Sennrich 2019): y = x rstd weight, rstd = 1/sqrt(avg(x^2) + eps).  Its gradient is layer norm's with mean 0 and no avg(g). */
-TWBDEF void twb_rms_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, const float *weight,
-                         float eps, float *y, ptrdiff_t ldy, float *rstd);
+                                    const float *dy, ptrdiff_t lddy, const float *weight, const float *mean,
+                                    const float *rstd, float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight,
+                                    float *dbias);
+/* RMS norm (Zhang, Sennrich 2019): y = x rstd weight, rstd = 1/sqrt(avg(x^2) + eps).  Its gradient is layer norm's with
+   mean 0 and no avg(g). */
+TWBDEF void twb_rms_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                         const float *weight, float eps, float *y, ptrdiff_t ldy, float *rstd);
 TWBDEF void twb_rms_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
-                                  const float *dy, ptrdiff_t lddy, const float *weight, const float *rstd,
-                                  float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight);
+                                  const float *dy, ptrdiff_t lddy, const float *weight, const float *rstd, float *dx,
+                                  ptrdiff_t lddx, bool accumulate_dx, float *dweight);
 
 /* y[row] (+)= table[ids[row]], table [*, dim] of `type` with leading dimension ld; every id is a row of the table. */
-TWBDEF void twb_embedding(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *table, twb_type type,
-                          ptrdiff_t ld, float *y, ptrdiff_t ldy, bool accumulate);
+TWBDEF void twb_embedding(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *table,
+                          twb_type type, ptrdiff_t ld, float *y, ptrdiff_t ldy, bool accumulate);
 /* dtable[ids[row]] += dy[row], rows in order. */
-TWBDEF void twb_embedding_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const float *dy, ptrdiff_t lddy,
-                                   float *dtable, ptrdiff_t ld);
+TWBDEF void twb_embedding_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids,
+                                   const float *dy, ptrdiff_t lddy, float *dtable, ptrdiff_t ld);
 
 /* Cross-entropy of logits [rows, classes] with one label a row; e = label_smoothing, p = softmax(logits[row]):
      losses[row] = (1-e) (-log p[label]) + e avg(-log p);   dlogits = scale (p - (1-e) [class == label] - e/classes).
@@ -286,16 +305,22 @@ TWBDEF void twb_cross_entropy(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t clas
    Strides count elements; the last dimension, head_dim, is contiguous.  `out` overlaps nothing. */
 typedef struct twb_attention_args {
     ptrdiff_t batch, heads, kv_heads, tq, tk, head_dim;             /* heads is a multiple of kv_heads */
-    const float *q, *k, *v;                                         /* [batch, heads, tq, head_dim], [batch, kv_heads, tk, head_dim] twice */
+    /* [batch, heads, tq, head_dim], [batch, kv_heads, tk, head_dim] twice */
+    const float *q, *k, *v;
     float *out;                                                     /* [batch, heads, tq, head_dim] */
     ptrdiff_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row;
     float scale;                                                    /* usually 1 / sqrt(head_dim) */
-    bool causal; ptrdiff_t query_start;                             /* query i stands at position query_start + i: with causal it sees keys 0 ... query_start + i */
+    /* query i stands at position query_start + i: with causal it sees keys 0 ... query_start + i */
+    bool causal; ptrdiff_t query_start;
     const unsigned char *key_mask; ptrdiff_t key_mask_batch;        /* [batch, tk], 0 hides a key; or NULL */
-    const unsigned char *mask; ptrdiff_t mask_batch, mask_row;      /* [batch, tq, tk], 0 hides; strides may be 0; or NULL */
-    const float *bias; ptrdiff_t bias_batch, bias_head, bias_row;   /* [batch, heads, tq, tk] added to the scaled scores; strides may be 0; or NULL */
-    float dropout; uint64_t dropout_seed;                           /* probability of dropping each p_ij, in [0, 1); the backward pass draws the same */
-    float *lse;                                                     /* [batch, heads, tq]: log of each row's sum of exp, for the backward pass; or NULL */
+    /* [batch, tq, tk], 0 hides; strides may be 0; or NULL */
+    const unsigned char *mask; ptrdiff_t mask_batch, mask_row;
+    /* [batch, heads, tq, tk] added to the scaled scores; strides may be 0; or NULL */
+    const float *bias; ptrdiff_t bias_batch, bias_head, bias_row;
+    /* probability of dropping each p_ij, in [0, 1); the backward pass draws the same */
+    float dropout; uint64_t dropout_seed;
+    /* [batch, heads, tq]: log of each row's sum of exp, for the backward pass; or NULL */
+    float *lse;
 } twb_attention_args;
 
 /* Gradients.  The args are those of the forward pass, with its `out` and `lse`.  The strides are the gradients'
@@ -310,48 +335,60 @@ typedef struct twb_attention_grads {
 
 TWBDEF size_t twb_attention_scratch(const twb_cpu *cpu, const twb_attention_args *args);                   /* bytes */
 TWBDEF void   twb_attention(const twb_cpu *cpu, const twb_attention_args *args, void *scratch);
-TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads);
-TWBDEF void   twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads, void *scratch);
+TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_attention_args *args,
+                                             const twb_attention_grads *grads);
+TWBDEF void   twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args,
+                                     const twb_attention_grads *grads, void *scratch);
 
-/* Rotary positions (Su et al. 2021), in place on x [batch, tokens, heads, head_dim] (strides in elements): the first rotary_dim
-   dimensions (an even number) are pairs, and pair i turns by the angle position theta^(-2i/rotary_dim).  Pairs are
-   (i, i + rotary_dim/2), or (2i, 2i+1) when interleaved.  positions [batch, tokens].  inverse turns back, which is the gradient. */
-TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t head_dim, ptrdiff_t rotary_dim,
-                     bool interleaved, const int32_t *positions, float theta, float *x,
+/* Rotary positions (Su et al. 2021), in place on x [batch, tokens, heads, head_dim] (strides in elements): the first
+   rotary_dim dimensions (an even number) are pairs, and pair i turns by the angle position theta^(-2i/rotary_dim).
+   Pairs are (i, i + rotary_dim/2), or (2i, 2i+1) when interleaved.  positions [batch, tokens].  inverse turns back,
+   which is the gradient. */
+TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t head_dim,
+                     ptrdiff_t rotary_dim, bool interleaved, const int32_t *positions, float theta, float *x,
                      ptrdiff_t x_batch, ptrdiff_t x_token, ptrdiff_t x_head, bool inverse);
 
 /* ---- [twb:09] convolution, pooling, batch norm -----------------------------------------------
    Images are [batch, channels, height, width], dense, as in PyTorch. */
 typedef struct twb_conv2d_args {
     ptrdiff_t batch, in_channels, height, width, out_channels;
-    ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;    /* strides and dilations >= 1 */
+    /* strides and dilations >= 1 */
+    ptrdiff_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     ptrdiff_t groups;                       /* >= 1; divides both channel counts */
 } twb_conv2d_args;
 
-TWBDEF ptrdiff_t twb_conv2d_out_height(const twb_conv2d_args *args);     /* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1 */
+/* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1 */
+TWBDEF ptrdiff_t twb_conv2d_out_height(const twb_conv2d_args *args);
 TWBDEF ptrdiff_t twb_conv2d_out_width(const twb_conv2d_args *args);
-/* y[b][o][r][c] = bias[o] + sum over i, u, v of weight[o][i][u][v] x[b][i][r stride + u dilation - pad][...]: the patches under the
-   kernel are laid out as the columns of a matrix ("im2col"), a block of output rows at a time, and multiplied by the weight.
-   weight [out_channels, in_channels/groups, kernel_h, kernel_w]; bias [out_channels] or NULL. */
+/* y[b][o][r][c] = bias[o] + sum over i, u, v of weight[o][i][u][v] x[b][i][r stride + u dilation - pad][...]
+   The patches under the kernel are laid out as the columns of a matrix ("im2col"), a block of output rows at a time,
+   and
+   multiplied by the weight, [out_channels, in_channels/groups, kernel_h, kernel_w].  bias [out_channels] or NULL. */
 TWBDEF size_t twb_conv2d_scratch(const twb_cpu *cpu, const twb_conv2d_args *args);         /* for both directions */
-TWBDEF void   twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight, const float *bias, float *y, void *scratch);
+TWBDEF void   twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight,
+                         const float *bias, float *y, void *scratch);
 /* dx (+)= ..., dweight += ..., dbias += ...; each may be NULL. */
-TWBDEF void   twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight, const float *dy,
-                                  float *dx, bool accumulate_dx, float *dweight, float *dbias, void *scratch);
+TWBDEF void   twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight,
+                                  const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias,
+                                  void *scratch);
 
 typedef struct twb_pool2d_args {
-    ptrdiff_t batch, channels, height, width, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;   /* pad <= kernel / 2 */
+    /* pad <= kernel / 2 */
+    ptrdiff_t batch, channels, height, width, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 } twb_pool2d_args;
 
 TWBDEF ptrdiff_t twb_pool2d_out_height(const twb_pool2d_args *args);
 TWBDEF ptrdiff_t twb_pool2d_out_width(const twb_pool2d_args *args);
-/* The largest of each window, padding never; argmax (or NULL) receives its place row width + column in its channel's image.
+/* The largest of each window, padding never; argmax (or NULL) receives its place row width + column in its channel's
+   image.
    The first of equals wins; NaN is larger than everything. */
 TWBDEF void twb_max_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, const float *x, float *y, int32_t *argmax);
-TWBDEF void twb_max_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const int32_t *argmax, const float *dy, float *dx, bool accumulate);
+TWBDEF void twb_max_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const int32_t *argmax,
+                                    const float *dy, float *dx, bool accumulate);
 /* The average of each window, padding counted as zeros (PyTorch's default).  kernel = image: global average pooling. */
 TWBDEF void twb_avg_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, const float *x, float *y);
-TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const float *dy, float *dx, bool accumulate);
+TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const float *dy, float *dx,
+                                    bool accumulate);
 
 /* Batch norm (Ioffe, Szegedy 2015) over x [batch, channels, size], size = height times width: each channel is
    normalised over batch and size.  weight, bias [channels] may be NULL.
@@ -367,23 +404,28 @@ typedef struct twb_batch_norm_args {
 } twb_batch_norm_args;
 
 TWBDEF void twb_batch_norm(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x, float *y);
-/* dx (+)= ... (NULL: not wanted), dweight += ..., dbias += ... (NULL: not wanted).  Uses mean and rstd as the forward pass left them. */
-TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x, const float *dy,
-                                    float *dx, bool accumulate_dx, float *dweight, float *dbias);
+/* dx (+)= ... (NULL: not wanted), dweight += ..., dbias += ... (NULL: not wanted).  Uses mean and rstd as the forward
+   pass left them. */
+TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x,
+                                    const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias);
 
 /* ---- [twb:10] optimizers ---------------------------------------------------------------------
-   One pass over memory: parameters, gradients and state are read once and written once; scaling the gradient (clipping) and
+   One pass over memory: parameters, gradients and state are read once and written once; scaling the gradient (clipping)
+   and
    zeroing it ride along.  p parameters, g gradients, [n] each. */
 typedef struct twb_adamw_args {
     float lr, beta1, beta2, eps, weight_decay;
     float bias_correction1, bias_correction2;   /* 1 - beta1^t, 1 - beta2^t at step t = 1, 2, ... */
     float grad_scale;                           /* the gradient is multiplied by this first; 1: as it is */
-    bool l2;                                    /* Adam's decay: weight_decay p is added to the gradient.  Else AdamW's: p shrinks by lr weight_decay */
+    /* Adam's decay: weight_decay p is added to the gradient.  Else AdamW's: p shrinks by lr weight_decay */
+    bool l2;
     bool zero_grad;                             /* leave zeros in g */
 } twb_adamw_args;
 /* Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019), as in PyTorch:
-     m = m + (1-beta1)(g - m);  v = beta2 v + (1-beta2) g^2;  p -= lr/bias_correction1 m / (sqrt(v)/sqrt(bias_correction2) + eps) */
-TWBDEF void twb_adamw(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, float *v, const twb_adamw_args *args);
+     m = m + (1-beta1)(g - m);  v = beta2 v + (1-beta2) g^2
+     p -= lr/bias_correction1 m / (sqrt(v)/sqrt(bias_correction2) + eps) */
+TWBDEF void twb_adamw(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, float *v,
+                      const twb_adamw_args *args);
 
 typedef struct twb_sgd_args {
     float lr, momentum, dampening, weight_decay, grad_scale;       /* dampening 0 in the first step, as in PyTorch */
@@ -399,18 +441,34 @@ TWBDEF void twb_lion(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float 
 
 /* ---- [twb:11] conversions and random numbers -------------------------------------------------- */
 
-/* dst[i] = src[i] in another type, rounded to nearest, ties to even.  The arrays do not overlap, unless they are the same and
-   the types have one size. */
-TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_type src_type, void *dst, twb_type dst_type);
+/* dst[i] = src[i] in another type, rounded to nearest, ties to even.  The arrays do not overlap, unless they are the
+   same and the types have one size. */
+TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_type src_type, void *dst,
+                        twb_type dst_type);
 
-/* Random numbers from a counter: number `counter` of the stream `seed` is a function of the two and nothing else, so that
+/* Random numbers from a counter: number `counter` of the stream `seed` is a function of the two and nothing else, so
+   that
    threads, kernel sets and recomputation change nothing, and a backward pass draws again what the forward pass drew. */
 TWBDEF uint32_t twb_random_bits(uint64_t seed, uint64_t counter);
-/* y[i] = kept(i) ? x[i] / (1-p) : 0, where element i draws number offset + i, and p in [0, 1) is the chance of being dropped.  The same
-   call on the gradients is the backward pass.  y may be x. */
-TWBDEF void twb_dropout(const twb_cpu *cpu, ptrdiff_t n, const float *x, float *y, float p, uint64_t seed, uint64_t offset);
-TWBDEF void twb_random_uniform(const twb_cpu *cpu, ptrdiff_t n, float *y, float low, float high, uint64_t seed);    /* low + (high - low) u, u in [0, 1) in steps of 2^-24 */
-TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float mean, float std, uint64_t seed);     /* by Box and Muller */
+/* y[i] = kept(i) ? x[i] / (1-p) : 0, where element i draws number offset + i, and p in [0, 1) is the chance of being
+   dropped.  The same call on the gradients is the backward pass.  y may be x. */
+TWBDEF void twb_dropout(const twb_cpu *cpu, ptrdiff_t n, const float *x, float *y, float p, uint64_t seed,
+                        uint64_t offset);
+/* low + (high - low) u, u in [0, 1) in steps of 2^-24 */
+TWBDEF void twb_random_uniform(const twb_cpu *cpu, ptrdiff_t n, float *y, float low, float high, uint64_t seed);
+/* by Box and Muller */
+TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float mean, float std, uint64_t seed);
+
+/* Single numbers: the bits of a float and back; 16-bit floats, rounded to nearest, ties to even; exp and log with the same bits as
+   the vector kernels'. */
+TWBDEF uint32_t twb_float_bits(float x);
+TWBDEF float    twb_bits_float(uint32_t bits);
+TWBDEF float    twb_f16_to_f32(uint16_t half);
+TWBDEF uint16_t twb_f32_to_f16(float x);
+TWBDEF float    twb_bf16_to_f32(uint16_t half);
+TWBDEF uint16_t twb_f32_to_bf16(float x);
+TWBDEF float    twb_exp1(float x);
+TWBDEF float    twb_log1(float x);
 #ifdef __cplusplus
 } /* extern "C" */
 #endif
@@ -438,6 +496,23 @@ TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float m
 #define TWB_PASS_NEON   1
 #define TWB_PASS_AVX2   2
 #define TWB_PASS_AVX512 3
+
+/* The compiler must neither fuse a multiply and an add of ours, nor reorder our sums, whatever its
+   flags (-Ofast, /fp:fast): fused is written fma, and the order is part of the result.  The user's
+   own code after this header keeps its flags: the end of the implementation pops them. */
+#if defined(__clang__)
+#  pragma clang diagnostic push
+#  pragma clang diagnostic ignored "-Wunknown-warning-option"
+#  pragma clang diagnostic ignored "-Wpass-failed"          /* without optimization nothing is unrolled: no news */
+#  pragma float_control(precise, on, push)
+#  pragma clang fp contract(off)
+#elif defined(__GNUC__) && !defined(__TINYC__)
+#  pragma GCC push_options
+#  pragma GCC optimize ("fp-contract=off", "no-associative-math", "no-reciprocal-math", "no-finite-math-only", "signed-zeros", "no-unsafe-math-optimizations")
+#elif defined(_MSC_VER)
+#  pragma float_control(precise, on, push)
+#  pragma fp_contract (off)
+#endif
 
 #include <math.h>
 #include <string.h>
@@ -494,45 +569,28 @@ TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float m
 #  define TWB_PREFETCH_L2(p) ((void)(p))
 #  define TWB_TARGET(t)
 #endif
-
-/* The compiler must neither fuse a multiply and an add of ours, nor reorder our sums, whatever its
-   flags (-Ofast, /fp:fast): fused is written fma, and the order is part of the result.  The user's
-   own code after this header keeps its flags: the end of the implementation pops them. */
-#if defined(__clang__)
-#  pragma clang diagnostic push
-#  pragma clang diagnostic ignored "-Wunknown-warning-option"
-#  pragma clang diagnostic ignored "-Wpass-failed"          /* without optimization nothing is unrolled: no news */
-#  pragma clang fp contract(off)
-#elif defined(__GNUC__) && !defined(__TINYC__)
-#  pragma GCC push_options
-#  pragma GCC optimize ("fp-contract=off", "no-associative-math", "no-reciprocal-math", "no-finite-math-only", "signed-zeros", "no-unsafe-math-optimizations")
-#elif defined(_MSC_VER)
-#  pragma float_control(precise, on, push)
-#  pragma fp_contract (off)
-#endif
-
 /* ---- 16-bit floats -------------------------------------------------------------------------
    f16 is IEEE binary16 (5 bits of exponent, 10 of fraction); bf16 is the upper half of an f32.
    Both are rounded to nearest, ties to even; NaN stays NaN. */
-static TWB_UNUSED uint32_t twb_float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-static TWB_UNUSED float twb_bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+TWBDEF uint32_t twb_float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+TWBDEF float twb_bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
 
-static TWB_UNUSED float twb_bf16_to_f32(uint16_t h) { return twb_bits_float((uint32_t)h << 16); }
+TWBDEF float twb_bf16_to_f32(uint16_t h) { return twb_bits_float((uint32_t)h << 16); }
 
-static TWB_UNUSED uint16_t twb_f32_to_bf16(float x) {
+TWBDEF uint16_t twb_f32_to_bf16(float x) {
     uint32_t u = twb_float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)((u >> 16) | 0x40u);       /* NaN: keep it quiet */
     return (uint16_t)((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 
-static TWB_UNUSED float twb_f16_to_f32(uint16_t h) {
+TWBDEF float twb_f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, fraction = h & 1023u;
     if (exponent == 31) return twb_bits_float(sign | 0x7F800000u | (fraction << 13) | (fraction ? 0x400000u : 0u));   /* inf, NaN */
     if (exponent != 0) return twb_bits_float(sign | ((exponent + 112) << 23) | (fraction << 13));
     return twb_bits_float(sign | twb_float_bits((float)fraction * (1.0f / 16777216.0f)));                             /* subnormal: fraction 2^-24 */
 }
 
-static TWB_UNUSED uint16_t twb_f32_to_f16(float x) {
+TWBDEF uint16_t twb_f32_to_f16(float x) {
     uint32_t u = twb_float_bits(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | ((magnitude >> 13) & 0x3FFu));
     if (magnitude >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);                  /* 65520 and more round to infinity */
@@ -556,9 +614,9 @@ static TWB_UNUSED uint16_t twb_f32_to_f16(float x) {
    are minimax fits (the largest relative error made smallest), rounded to f32 one after another
    from the lowest power up, the rest fitted again each time.
 
-   Largest errors, in units in the last place, over every float (tests/blas_math.c samples them):
+   Largest errors found, in units in the last place, over every seventh float (tests/blas_math.c samples them):
 
-       exp 1.0    log 0.9    tanh 1.6    erf 1.3    sigmoid 1.6
+       exp 0.89   log 0.85   tanh 1.49   erf 1.08   sigmoid 2.33   softplus 1.99
 
    NaN gives NaN; infinities, zeros, denormal arguments and results, and overflow are as in C.
 
@@ -590,7 +648,7 @@ static TWB_UNUSED uint16_t twb_f32_to_f16(float x) {
 #define TWB_SMALLEST_NORMAL 1.17549435e-38f
 
 /* exp and log of one number, with the bits of one lane of twb_vexp and twb_vlog. */
-static TWB_UNUSED float twb_exp1(float x) {
+TWBDEF float twb_exp1(float x) {
     float t, n, r, p;
     uint32_t i, half;
     x = TWB_EXP_MAX < x ? TWB_EXP_MAX : x;
@@ -605,14 +663,16 @@ static TWB_UNUSED float twb_exp1(float x) {
     p = fmaf(p, r, TWB_EXP_Q0);
     p = fmaf(p, r, 1.0f);
     p = fmaf(p, r, 1.0f);
-    i = twb_float_bits(t) - twb_float_bits(TWB_ROUNDER);       /* n; 2^n may be no normal number, so it is applied in halves */
+    /* n; 2^n may be no normal number, so it is applied in halves */
+    i = twb_float_bits(t) - twb_float_bits(TWB_ROUNDER);
     half = (i + 256u) >> 1;                                    /* floor(n/2) + 128 */
     return (p * twb_bits_float((half - 1u) << 23)) * twb_bits_float((i - half + 255u) << 23);
 }
 
-static TWB_UNUSED float twb_log1(float x) {
+TWBDEF float twb_log1(float x) {
     const float infinity = twb_bits_float(0x7F800000u);
-    float scaled = x < TWB_SMALLEST_NORMAL ? x * 8388608.0f : x, e = x < TWB_SMALLEST_NORMAL ? -150.0f : -127.0f, f, s, p, y;
+    float scaled = x < TWB_SMALLEST_NORMAL ? x * 8388608.0f : x, e = x < TWB_SMALLEST_NORMAL ? -150.0f : -127.0f, f, s,
+            p, y;
     uint32_t i = twb_float_bits(scaled) + (0x3F800000u - TWB_SQRT_HALF_BITS);
     if (!(0.0f < x)) return x < 0.0f ? twb_bits_float(0x7FC00000u) : x - infinity;
     if (!(x < infinity)) return x;
@@ -819,7 +879,8 @@ static TWB_UNUSED float twb_loss_of(const twb_linear_cross_entropy_args *args, c
    2^26 by subtracting k pi/2 in three parts (k times the first two is exact); beyond, where a float is an
    integer m 2^e, by multiplying m with those bits of 2/pi that matter modulo 4 (Payne, Hanek 1983). */
 static TWB_UNUSED float twb_sin_quadrant(float x, int quadrant) {
-    static const uint32_t two_over_pi[7] = { 0xA2F9836Eu, 0x4E441529u, 0xFC2757D1u, 0xF534DDC0u, 0xDB629599u, 0x3C439041u, 0xFE5163ABu };
+    static const uint32_t two_over_pi[7] = { 0xA2F9836Eu, 0x4E441529u, 0xFC2757D1u, 0xF534DDC0u, 0xDB629599u,
+            0x3C439041u, 0xFE5163ABu };
     double r, s, y;
     uint32_t u = twb_float_bits(x), magnitude = u & 0x7FFFFFFFu;
     if (magnitude >= 0x7F800000u) return x - x;                         /* infinity and NaN: NaN */
@@ -828,7 +889,8 @@ static TWB_UNUSED float twb_sin_quadrant(float x, int quadrant) {
         r = (((double)x - k * 1.570796325802803) - k * 9.920935739593517e-10) - k * 5.721188726109832e-18;
         quadrant += (int)((int64_t)k & 3);
     } else {
-        int e = (int)(magnitude >> 23) - 150, skip = e - 2, turns, i;          /* bits of 2/pi whose part of the product is a multiple of 4 */
+        /* bits of 2/pi whose part of the product is a multiple of 4 */
+        int e = (int)(magnitude >> 23) - 150, skip = e - 2, turns, i;
         uint64_t m = (magnitude & 0x7FFFFFu) | 0x800000u, word[3], carry, top;
         for (i = 0; i < 3; i++) {
             int at = skip / 32 + i, shift = skip % 32;
@@ -844,9 +906,12 @@ static TWB_UNUSED float twb_sin_quadrant(float x, int quadrant) {
     }
     s = r * r;
     if (quadrant & 1)
-        y = 1 + s * (-1.0/2 + s * (1.0/24 + s * (-1.0/720 + s * (1.0/40320 + s * (-1.0/3628800 + s * (1.0/479001600))))));
+        y = 1 + s * (-1.0/2 + s * (1.0/24
+                                   + s * (-1.0/720 + s * (1.0/40320 + s * (-1.0/3628800 + s * (1.0/479001600))))));
     else
-        y = r + r * s * (-1.0/6 + s * (1.0/120 + s * (-1.0/5040 + s * (1.0/362880 + s * (-1.0/39916800 + s * (1.0/6227020800.0))))));
+        y = r + r * s * (-1.0/6 + s * (1.0/120
+
+                + s * (-1.0/5040 + s * (1.0/362880 + s * (-1.0/39916800 + s * (1.0/6227020800.0))))));
     return (float)(quadrant & 2 ? -y : y);
 }
 
@@ -895,9 +960,11 @@ static TWB_UNUSED uint32_t twb_mix(twb_stream s, uint32_t low) {
    not depend on how a job is cut into spans. */
 typedef void (*twb_span)(const void *job, ptrdiff_t begin, ptrdiff_t end);
 
-#define TWB_SPANS(X) X(unary) X(unary_backward) X(activation_backward) X(binary) X(axpby) X(sum) X(dot) X(max_abs) \
-    X(softmax) X(softmax_backward) X(norm) X(norm_backward) X(norm_parameters) X(embedding) X(embedding_backward) X(cross_entropy) \
-    X(rope) X(batch_norm) X(batch_norm_backward) X(adamw) X(sgd) X(lion) X(convert) X(dropout) X(uniform) X(normal)
+#define TWB_SPANS(X) \
+    X(unary) X(unary_backward) X(activation_backward) X(binary) X(axpby) X(sum) X(dot) X(max_abs) \
+    X(softmax) X(softmax_backward) X(norm) X(norm_backward) X(norm_parameters) X(embedding) X(embedding_backward) \
+    X(cross_entropy) X(rope) X(batch_norm) X(batch_norm_backward) X(adamw) X(sgd) X(lion) X(convert) X(dropout) \
+    X(uniform) X(normal)
 typedef enum twb_span_id {
 #define TWB_ROW(name) TWB_SPAN_##name,
     TWB_SPANS(TWB_ROW)
@@ -921,7 +988,8 @@ enum { TWB_SUM_CHUNK = 16384, TWB_SUM_CHUNKS = 256 };
 typedef struct twb_sum_job { const float *x, *y; ptrdiff_t n; float *results; } twb_sum_job;
 
 /* jobs over rows */
-enum { TWB_NORM_ROWS = 32 };         /* rows whose sums are taken together in the gradient of a norm's weight: part of the arithmetic */
+/* rows whose sums are taken together in the gradient of a norm's weight: part of the arithmetic */
+enum { TWB_NORM_ROWS = 32 };
 typedef struct twb_rows_job {
     ptrdiff_t rows, cols, ldx, ldy, lddy, ld_out;
     const float *x, *y, *dy, *weight, *bias, *residual;
@@ -948,11 +1016,13 @@ typedef struct twb_batch_norm_job {
     bool accumulate;
 } twb_batch_norm_job;
 
-typedef struct twb_optimizer_job { float *p, *g, *m, *v; twb_adamw_args adamw; twb_sgd_args sgd; twb_lion_args lion; } twb_optimizer_job;
+typedef struct twb_optimizer_job { float *p, *g, *m, *v; twb_adamw_args adamw; twb_sgd_args sgd; twb_lion_args lion;
+    } twb_optimizer_job;
 
 typedef struct twb_convert_job { const void *src; void *dst; twb_type src_type, dst_type; } twb_convert_job;
 
-/* ---- what the kernels compute, in a few lines of double precision each.  The tests measure the kernels against these. */
+/* ---- what the kernels compute, in a few lines of double precision each.  The tests measure the kernels against these.
+   */
 static TWB_UNUSED double twb_ref_unary(twb_unary_op op, double x) {
     switch (op) {
     case TWB_NEG: return -x;
@@ -987,17 +1057,20 @@ static TWB_UNUSED void twb_ref_softmax(ptrdiff_t cols, const float *x, double *y
     for (j = 0; j < cols; j++) y[j] /= sum;
 }
 
-static TWB_UNUSED void twb_ref_layer_norm(ptrdiff_t cols, const float *x, const float *weight, const float *bias, double eps, double *y) {
+static TWB_UNUSED void twb_ref_layer_norm(ptrdiff_t cols, const float *x, const float *weight, const float *bias,
+                                          double eps, double *y) {
     double mean = 0, variance = 0;
     ptrdiff_t j;
     for (j = 0; j < cols; j++) mean += (double)x[j] / (double)cols;
     for (j = 0; j < cols; j++) variance += ((double)x[j] - mean) * ((double)x[j] - mean) / (double)cols;
     for (j = 0; j < cols; j++)
-        y[j] = ((double)x[j] - mean) / sqrt(variance + eps) * (weight ? (double)weight[j] : 1) + (bias ? (double)bias[j] : 0);
+        y[j] = ((double)x[j] - mean) / sqrt(variance + eps) * (weight ? (double)weight[j] : 1) + (bias ? (double)bias[j]
+                : 0);
 }
 
 /* p: room for `classes` doubles, left as the softmax */
-static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *logits, int32_t label, double smoothing, double *p) {
+static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *logits, int32_t label, double smoothing,
+                                               double *p) {
     double loss = 0;
     ptrdiff_t j;
     twb_ref_softmax(classes, logits, p);
@@ -1041,7 +1114,8 @@ enum {
     TWB_ATT_GROUP = 12,             /* queries that share a strip */
     TWB_ATT_KEYS = 256,             /* keys in a tile, forward: part of the arithmetic */
     TWB_ATT_QUERIES = 192,          /* queries in a forward task */
-    TWB_ATT_STRIP = TWB_ATT_KEYS + 16,      /* floats from row to row of a strip: an odd number of lines, so that rows fall on different sets of the L1 */
+    /* floats from row to row of a strip: an odd number of lines, so that rows fall on different sets of the L1 */
+    TWB_ATT_STRIP = TWB_ATT_KEYS + 16,
     TWB_ATT_BACK_KEYS = 128,        /* the same for the backward pass, which holds seven tiles at a time */
     TWB_ATT_BACK_QUERIES = 48,
     TWB_ATT_BACK_STRIP = TWB_ATT_BACK_KEYS + 16
@@ -1063,8 +1137,10 @@ static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, p
     return n < 0 ? 0 : twb_min_size(n, a->tk);
 }
 
-/* The loops that define it, in double precision: one row of out, p has room for tk doubles.  Returns the row's log-sum-exp. */
-static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i, double *p, double *out) {
+/* The loops that define it, in double precision: one row of out, p has room for tk doubles.  Returns the row's
+   log-sum-exp. */
+static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i,
+                                           double *p, double *out) {
     const ptrdiff_t kv = h / (a->heads / a->kv_heads), n = twb_attention_visible(a, i);
     const float *q = a->q + b * a->q_batch + h * a->q_head + i * a->q_row;
     double top = -HUGE_VAL, sum = 0;
@@ -1074,8 +1150,10 @@ static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_
         const float *k = a->k + b * a->k_batch + kv * a->k_head + j * a->k_row;
         double s = 0;
         for (d = 0; d < a->head_dim; d++) s += (double)q[d] * (double)k[d];
-        p[j] = s * (double)a->scale + (a->bias ? (double)a->bias[b * a->bias_batch + h * a->bias_head + i * a->bias_row + j] : 0);
-        if (j >= n || (a->key_mask && !a->key_mask[b * a->key_mask_batch + j]) || (a->mask && !a->mask[b * a->mask_batch + i * a->mask_row + j])) p[j] = -HUGE_VAL;
+        p[j] = s * (double)a->scale + (a->bias ? (double)a->bias[b * a->bias_batch + h * a->bias_head + i * a->bias_row
+                                                                 + j] : 0);
+        if (j >= n || (a->key_mask && !a->key_mask[b * a->key_mask_batch + j])
+            || (a->mask && !a->mask[b * a->mask_batch + i * a->mask_row + j])) p[j] = -HUGE_VAL;
         if (p[j] > top) top = p[j];
     }
     for (j = 0; j < a->tk; j++) sum += p[j] = p[j] > -HUGE_VAL ? exp(p[j] - top) : 0;
@@ -1206,7 +1284,8 @@ struct twb_team {
 };
 
 #ifdef _OPENMP
-static int  twb_atomic_get(int *x) { int v; 
+static int  twb_atomic_get(int *x) {
+    int v;
     #pragma omp atomic read seq_cst
     v = *x;
     return v;
@@ -1214,6 +1293,7 @@ static int  twb_atomic_get(int *x) { int v;
 static void twb_atomic_set(int *x, int v) {
     #pragma omp atomic write seq_cst
     *x = v;
+    (void)v;
 }
 static int  twb_atomic_add(int *x, int n) {         /* returns what it was before */
     int v;
@@ -1542,7 +1622,8 @@ static void twb_split_task(void *arg, int index) {
 
 /* Runs a span over [0, count): in pieces of a multiple of `grain`, four for each thread, where `count` times
    `nanoseconds` (of one thread, roughly) makes it worth the while. */
-static void twb_spread(const twb_cpu *cpu, twb_span run, const void *job, ptrdiff_t count, ptrdiff_t grain, double nanoseconds) {
+static void twb_spread(const twb_cpu *cpu, twb_span run, const void *job, ptrdiff_t count, ptrdiff_t grain,
+                       double nanoseconds) {
     twb_split split;
     if (count <= 0) return;
     split.run = run; split.job = job; split.count = count;
@@ -1552,7 +1633,8 @@ static void twb_spread(const twb_cpu *cpu, twb_span run, const void *job, ptrdif
     if (split.step >= count) run(job, 0, count);
     else twb_parallel(cpu, (int)twb_ceil_div(count, split.step), twb_split_task, &split);
 }
-static void twb_run(const twb_cpu *cpu, twb_span_id id, const void *job, ptrdiff_t count, ptrdiff_t grain, double nanoseconds) {
+static void twb_run(const twb_cpu *cpu, twb_span_id id, const void *job, ptrdiff_t count, ptrdiff_t grain,
+                    double nanoseconds) {
     twb_spread(cpu, TWB_PICK(cpu->isa, twb_spans)[id], job, count, grain, nanoseconds);
 }
 
@@ -1632,10 +1714,14 @@ static double twb_reduce(const twb_cpu *cpu, twb_span_id id, ptrdiff_t n, const 
     }
     return total;
 }
-TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x) { return twb_reduce(cpu, TWB_SPAN_sum, n, x, NULL); }
-TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y) { return twb_reduce(cpu, TWB_SPAN_dot, n, x, y); }
-TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x) { return twb_reduce(cpu, TWB_SPAN_dot, n, x, x); }
-TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x) { return (float)twb_reduce(cpu, TWB_SPAN_max_abs, n, x, NULL); }
+TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x) {
+        return twb_reduce(cpu, TWB_SPAN_sum, n, x, NULL); }
+TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y) {
+        return twb_reduce(cpu, TWB_SPAN_dot, n, x, y); }
+TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x) {
+        return twb_reduce(cpu, TWB_SPAN_dot, n, x, x); }
+TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x) {
+        return (float)twb_reduce(cpu, TWB_SPAN_max_abs, n, x, NULL); }
 
 /* ---- rows */
 static twb_rows_job twb_rows(ptrdiff_t rows, ptrdiff_t cols) {
@@ -1645,27 +1731,32 @@ static twb_rows_job twb_rows(ptrdiff_t rows, ptrdiff_t cols) {
     return job;
 }
 
-TWBDEF void twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, bool accumulate) {
+TWBDEF void twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                            float *y, bool accumulate) {
     twb_rows_job job = twb_rows(rows, cols);
     job.dy = x; job.lddy = ldx; job.dbias = y;
     if (!accumulate) twb_fill(cpu, cols, 0.0f, y);
     twb_run(cpu, TWB_SPAN_norm_parameters, &job, twb_ceil_div(cols, 64), 1, 10.0 * (double)rows);
 }
 
-static void twb_any_softmax(const twb_cpu *cpu, bool log_form, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, ptrdiff_t ldy) {
+static void twb_any_softmax(const twb_cpu *cpu, bool log_form, ptrdiff_t rows, ptrdiff_t cols, const float *x,
+                            ptrdiff_t ldx, float *y, ptrdiff_t ldy) {
     twb_rows_job job = twb_rows(rows, cols);
     job.x = x; job.ldx = ldx; job.out = y; job.ld_out = ldy; job.log_form = log_form;
     if (cols > 0) twb_run(cpu, TWB_SPAN_softmax, &job, rows, 1, (double)cols);
 }
-TWBDEF void twb_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, ptrdiff_t ldy) {
+TWBDEF void twb_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y,
+                        ptrdiff_t ldy) {
     twb_any_softmax(cpu, false, rows, cols, x, ldx, y, ldy);
 }
-TWBDEF void twb_log_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, float *y, ptrdiff_t ldy) {
+TWBDEF void twb_log_softmax(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                            float *y, ptrdiff_t ldy) {
     twb_any_softmax(cpu, true, rows, cols, x, ldx, y, ldy);
 }
 
-static void twb_any_softmax_backward(const twb_cpu *cpu, bool log_form, ptrdiff_t rows, ptrdiff_t cols, const float *y, ptrdiff_t ldy,
-                                     const float *dy, ptrdiff_t lddy, float *dx, ptrdiff_t lddx, bool accumulate) {
+static void twb_any_softmax_backward(const twb_cpu *cpu, bool log_form, ptrdiff_t rows, ptrdiff_t cols, const float *y,
+                                     ptrdiff_t ldy, const float *dy, ptrdiff_t lddy, float *dx, ptrdiff_t lddx,
+                                     bool accumulate) {
     twb_rows_job job = twb_rows(rows, cols);
     job.y = y; job.ldy = ldy; job.dy = dy; job.lddy = lddy; job.out = dx; job.ld_out = lddx;
     job.log_form = log_form; job.accumulate = accumulate;
@@ -1680,32 +1771,39 @@ TWBDEF void twb_log_softmax_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff
     twb_any_softmax_backward(cpu, true, rows, cols, y, ldy, dy, lddy, dx, lddx, accumulate);
 }
 
-TWBDEF void twb_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, const float *weight,
-                           const float *bias, float eps, float *y, ptrdiff_t ldy, float *mean, float *rstd) {
+TWBDEF void twb_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                           const float *weight, const float *bias, float eps, float *y, ptrdiff_t ldy, float *mean,
+                           float *rstd) {
     twb_rows_job job = twb_rows(rows, cols);
-    job.x = x; job.ldx = ldx; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = ldy; job.mean = mean; job.rstd = rstd;
+    job.x = x; job.ldx = ldx; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = ldy;
+    job.mean = mean; job.rstd = rstd;
     twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.4 * (double)cols);
 }
-TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, const float *residual, float *sum,
-                               const float *weight, const float *bias, float eps, float *y, float *mean, float *rstd) {
+TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x,
+                               const float *residual, float *sum, const float *weight, const float *bias, float eps,
+                               float *y, float *mean, float *rstd) {
     twb_rows_job job = twb_rows(rows, cols);
-    job.x = x; job.ldx = cols; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = cols; job.mean = mean; job.rstd = rstd;
+    job.x = x; job.ldx = cols; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = cols;
+    job.mean = mean; job.rstd = rstd;
     job.residual = residual; job.sum = sum;
     twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.5 * (double)cols);
 }
-TWBDEF void twb_rms_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx, const float *weight,
-                         float eps, float *y, ptrdiff_t ldy, float *rstd) {
+TWBDEF void twb_rms_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                         const float *weight, float eps, float *y, ptrdiff_t ldy, float *rstd) {
     twb_rows_job job = twb_rows(rows, cols);
-    job.x = x; job.ldx = ldx; job.weight = weight; job.eps = eps; job.out = y; job.ld_out = ldy; job.rstd = rstd; job.root_mean_square = true;
+    job.x = x; job.ldx = ldx; job.weight = weight; job.eps = eps; job.out = y; job.ld_out = ldy; job.rstd = rstd;
+    job.root_mean_square = true;
     twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.4 * (double)cols);
 }
 
 TWBDEF void twb_layer_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
-                                    const float *dy, ptrdiff_t lddy, const float *weight, const float *mean, const float *rstd,
-                                    float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight, float *dbias) {
+                                    const float *dy, ptrdiff_t lddy, const float *weight, const float *mean,
+                                    const float *rstd, float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight,
+                                    float *dbias) {
     twb_rows_job job = twb_rows(rows, cols);
     ptrdiff_t block = TWB_NORM_ROWS * (cpu->threads > 1 ? 8 * (ptrdiff_t)cpu->threads : 1), r;
-    job.ldx = ldx; job.lddy = lddy; job.weight = weight; job.ld_out = lddx; job.accumulate = accumulate_dx; job.dweight = dweight; job.dbias = dbias;
+    job.ldx = ldx; job.lddy = lddy; job.weight = weight; job.ld_out = lddx; job.accumulate = accumulate_dx;
+    job.dweight = dweight; job.dbias = dbias;
     job.root_mean_square = mean == NULL;
     for (r = 0; r < rows; r += block) {         /* rows are still in the cache when they are read for the second time */
         job.rows = twb_min_size(block, rows - r);
@@ -1717,19 +1815,21 @@ TWBDEF void twb_layer_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_
     }
 }
 TWBDEF void twb_rms_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
-                                  const float *dy, ptrdiff_t lddy, const float *weight, const float *rstd,
-                                  float *dx, ptrdiff_t lddx, bool accumulate_dx, float *dweight) {
-    twb_layer_norm_backward(cpu, rows, cols, x, ldx, dy, lddy, weight, NULL, rstd, dx, lddx, accumulate_dx, dweight, NULL);
+                                  const float *dy, ptrdiff_t lddy, const float *weight, const float *rstd, float *dx,
+                                  ptrdiff_t lddx, bool accumulate_dx, float *dweight) {
+    twb_layer_norm_backward(cpu, rows, cols, x, ldx, dy, lddy, weight, NULL, rstd, dx, lddx, accumulate_dx, dweight,
+                            NULL);
 }
 
-TWBDEF void twb_embedding(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *table, twb_type type,
-                          ptrdiff_t ld, float *y, ptrdiff_t ldy, bool accumulate) {
+TWBDEF void twb_embedding(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *table,
+                          twb_type type, ptrdiff_t ld, float *y, ptrdiff_t ldy, bool accumulate) {
     twb_rows_job job = twb_rows(rows, dim);
-    job.ids = ids; job.table = table; job.type = type; job.ld_table = ld; job.out = y; job.ld_out = ldy; job.accumulate = accumulate;
+    job.ids = ids; job.table = table; job.type = type; job.ld_table = ld; job.out = y; job.ld_out = ldy;
+    job.accumulate = accumulate;
     twb_run(cpu, TWB_SPAN_embedding, &job, rows, 1, 0.3 * (double)dim);
 }
-TWBDEF void twb_embedding_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const float *dy, ptrdiff_t lddy,
-                                   float *dtable, ptrdiff_t ld) {
+TWBDEF void twb_embedding_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids,
+                                   const float *dy, ptrdiff_t lddy, float *dtable, ptrdiff_t ld) {
     twb_rows_job job = twb_rows(rows, dim);
     job.ids = ids; job.dy = dy; job.lddy = lddy; job.out = dtable; job.ld_out = ld;
     twb_run(cpu, TWB_SPAN_embedding_backward, &job, twb_ceil_div(dim, 16), 1, 5.0 * (double)rows);
@@ -1744,13 +1844,15 @@ TWBDEF void twb_cross_entropy(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t clas
     twb_run(cpu, TWB_SPAN_cross_entropy, &job, rows, 1, (double)classes);
 }
 
-TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t head_dim, ptrdiff_t rotary_dim,
-                     bool interleaved, const int32_t *positions, float theta, float *x,
+TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrdiff_t heads, ptrdiff_t head_dim,
+                     ptrdiff_t rotary_dim, bool interleaved, const int32_t *positions, float theta, float *x,
                      ptrdiff_t x_batch, ptrdiff_t x_token, ptrdiff_t x_head, bool inverse) {
     twb_rope_job job;
     (void)head_dim;
-    job.tokens = tokens; job.heads = heads; job.rotary_dim = rotary_dim; job.interleaved = interleaved; job.inverse = inverse;
-    job.positions = positions; job.theta = theta; job.x = x; job.x_batch = x_batch; job.x_token = x_token; job.x_head = x_head;
+    job.tokens = tokens; job.heads = heads; job.rotary_dim = rotary_dim; job.interleaved = interleaved;
+    job.inverse = inverse;
+    job.positions = positions; job.theta = theta; job.x = x; job.x_batch = x_batch; job.x_token = x_token;
+    job.x_head = x_head;
     twb_run(cpu, TWB_SPAN_rope, &job, batch * tokens, 1, (double)rotary_dim * (10.0 + 0.5 * (double)heads));
 }
 
@@ -1760,16 +1862,18 @@ TWBDEF void twb_batch_norm(const twb_cpu *cpu, const twb_batch_norm_args *args, 
     job.args = *args; job.x = x; job.out = y;
     twb_run(cpu, TWB_SPAN_batch_norm, &job, args->channels, 1, (double)args->batch * (double)args->size);
 }
-TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x, const float *dy,
-                                    float *dx, bool accumulate_dx, float *dweight, float *dbias) {
+TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x,
+                                    const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias) {
     twb_batch_norm_job job;
     memset(&job, 0, sizeof job);
-    job.args = *args; job.x = x; job.dy = dy; job.out = dx; job.accumulate = accumulate_dx; job.dweight = dweight; job.dbias = dbias;
+    job.args = *args; job.x = x; job.dy = dy; job.out = dx; job.accumulate = accumulate_dx; job.dweight = dweight;
+    job.dbias = dbias;
     twb_run(cpu, TWB_SPAN_batch_norm_backward, &job, args->channels, 1, (double)args->batch * (double)args->size);
 }
 
 /* ---- optimizers, conversions, random numbers */
-TWBDEF void twb_adamw(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, float *v, const twb_adamw_args *args) {
+TWBDEF void twb_adamw(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, float *v,
+                      const twb_adamw_args *args) {
     twb_optimizer_job job;
     memset(&job, 0, sizeof job);
     job.p = p; job.g = g; job.m = m; job.v = v; job.adamw = *args;
@@ -1788,7 +1892,8 @@ TWBDEF void twb_lion(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float 
     twb_run(cpu, TWB_SPAN_lion, &job, n, 16, 1.0);
 }
 
-TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_type src_type, void *dst, twb_type dst_type) {
+TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_type src_type, void *dst,
+                        twb_type dst_type) {
     twb_convert_job job;
     job.src = src; job.dst = dst; job.src_type = src_type; job.dst_type = dst_type;
     twb_run(cpu, TWB_SPAN_convert, &job, n, 16, 0.4);
@@ -1797,13 +1902,15 @@ TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_ty
 TWBDEF uint32_t twb_random_bits(uint64_t seed, uint64_t counter) {
     return twb_mix(twb_stream_of(seed, counter >> 32), (uint32_t)(counter & 0xFFFFFFFFu));
 }
-static void twb_random_array(const twb_cpu *cpu, twb_span_id id, ptrdiff_t n, const float *x, float *y, float alpha, float beta, uint64_t seed, uint64_t offset) {
+static void twb_random_array(const twb_cpu *cpu, twb_span_id id, ptrdiff_t n, const float *x, float *y, float alpha,
+                             float beta, uint64_t seed, uint64_t offset) {
     twb_array_job job;
     memset(&job, 0, sizeof job);
     job.x = x; job.out = y; job.alpha = alpha; job.beta = beta; job.seed = seed; job.offset = offset;
     twb_run(cpu, id, &job, n, 32, 1.0);
 }
-TWBDEF void twb_dropout(const twb_cpu *cpu, ptrdiff_t n, const float *x, float *y, float p, uint64_t seed, uint64_t offset) {
+TWBDEF void twb_dropout(const twb_cpu *cpu, ptrdiff_t n, const float *x, float *y, float p, uint64_t seed,
+                        uint64_t offset) {
     twb_random_array(cpu, TWB_SPAN_dropout, n, x, y, p, 0.0f, seed, offset);
 }
 TWBDEF void twb_random_uniform(const twb_cpu *cpu, ptrdiff_t n, float *y, float low, float high, uint64_t seed) {
@@ -1813,7 +1920,8 @@ TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float m
     twb_random_array(cpu, TWB_SPAN_normal, n, NULL, y, mean, std, seed, 0);
 }
 /* ---- [twb:08] attention: the calls ---------------------------------------------------------------------- */
-static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, bool backward, twb_attention_job *job) {
+static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, bool backward,
+                               twb_attention_job *job) {
     twb_attention_args *a = &job->a;
     double work;
     size_t width;
@@ -1833,7 +1941,8 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     }
     job->depth = (a->head_dim + 15) / 16 * 16;
     width = (size_t)job->depth;
-    work = (backward ? 10.0 : 4.0) * (double)a->batch * (double)a->heads * (double)a->tq * (double)a->tk * (double)a->head_dim;
+    work = (backward ? 10.0 : 4.0) * (double)a->batch * (double)a->heads
+         * (double)a->tq * (double)a->tk * (double)a->head_dim;
     if (backward) {
         job->queue.count = a->batch * a->kv_heads;
         job->worker_floats = (size_t)TWB_ATT_BACK_KEYS * width * 5 + (size_t)TWB_ATT_BACK_QUERIES * width * 2
@@ -1841,7 +1950,8 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     } else {
         job->row_blocks = twb_ceil_div(a->tq, TWB_ATT_QUERIES);
         job->queue.count = a->batch * a->heads * job->row_blocks;
-        job->worker_floats = (size_t)TWB_ATT_KEYS * width * 2 + (size_t)TWB_ATT_GROUP * TWB_ATT_STRIP + (size_t)TWB_ATT_QUERIES / TWB_ATT_GROUP * 32;
+        job->worker_floats = (size_t)TWB_ATT_KEYS * width * 2 + (size_t)TWB_ATT_GROUP * TWB_ATT_STRIP
+                + (size_t)TWB_ATT_QUERIES / TWB_ATT_GROUP * 32;
     }
     job->worker_floats = (job->worker_floats + 31) / 16 * 16;
     job->fetch = (double)a->batch * (double)a->head_dim * (double)(a->heads * a->tq + 2 * a->kv_heads * a->tk) > 1e6;
@@ -1865,13 +1975,15 @@ TWBDEF void twb_attention(const twb_cpu *cpu, const twb_attention_args *args, vo
     twb_attention_run(cpu, &job, scratch);
 }
 
-TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads) {
+TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_attention_args *args,
+                                             const twb_attention_grads *grads) {
     twb_attention_job job;
     (void)grads;
     twb_attention_plan(cpu, args, true, &job);
     return (size_t)job.queue.workers * job.worker_floats * sizeof(float) + 64;
 }
-TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads, void *scratch) {
+TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args,
+                                   const twb_attention_grads *grads, void *scratch) {
     twb_attention_job job;
     twb_attention_plan(cpu, args, true, &job);
     job.g = *grads;
@@ -1879,9 +1991,11 @@ TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args 
 }
 /* ==== [twb:09] convolution, pooling, batch norm ===============================================
 
-   A convolution is a matrix product in disguise.  Write the patch under the kernel at each place of the output as a column:
+   A convolution is a matrix product in disguise.  Write the patch under the kernel at each place of the output as a
+   column:
 
-       columns [in_channels kernel_h kernel_w, places]     y [out_channels, places] = weight [out_channels, in kh kw] columns
+       columns [in_channels kernel_h kernel_w, places]     y [out_channels, places] = weight [out_channels, in kh kw]
+       columns
 
    The column matrix repeats each pixel kernel_h kernel_w times, so it is made for as many rows of the output as
    fit TWB_CONV_FLOATS and used while it is warm.  A 1x1 kernel needs none: x itself is the matrix.  Backward:
@@ -1914,7 +2028,8 @@ static void twb_conv_plan(const twb_conv2d_args *a, twb_conv_job *job) {
     job->in = a->in_channels / a->groups;
     job->out = a->out_channels / a->groups;
     job->patch = job->in * a->kernel_h * a->kernel_w;
-    job->direct = a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_h == 0 && a->pad_w == 0;
+    job->direct = a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_h == 0
+            && a->pad_w == 0;
     job->block = job->out_h;
     if (!job->direct && job->patch * job->out_w > 0) {
         job->block = TWB_CONV_FLOATS / (job->patch * job->out_w);
@@ -1930,9 +2045,12 @@ static twb_gemm_args twb_conv_gemm(const twb_conv_job *job, twb_conv_product pro
     memset(&g, 0, sizeof g);
     g.alpha = 1.0f;
     g.beta = product == TWB_CONV_DX && !job->direct ? 0.0f : 1.0f;
-    if (product == TWB_CONV_FORWARD) { g.m = job->out; g.k = job->patch; g.n = n; g.lda = job->patch; g.ldb = n; g.ldc = places; }
-    if (product == TWB_CONV_DWEIGHT) { g.m = job->out; g.k = n; g.n = job->patch; g.lda = places; g.ldb = n; g.trans_b = true; g.ldc = job->patch; }
-    if (product == TWB_CONV_DX) { g.m = job->patch; g.k = job->out; g.n = n; g.lda = job->patch; g.trans_a = true; g.ldb = places; g.ldc = n; }
+    if (product == TWB_CONV_FORWARD) { g.m = job->out; g.k = job->patch; g.n = n; g.lda = job->patch; g.ldb = n;
+        g.ldc = places; }
+    if (product == TWB_CONV_DWEIGHT) { g.m = job->out; g.k = n; g.n = job->patch; g.lda = places; g.ldb = n;
+        g.trans_b = true; g.ldc = job->patch; }
+    if (product == TWB_CONV_DX) { g.m = job->patch; g.k = job->out; g.n = n; g.lda = job->patch; g.trans_a = true;
+        g.ldb = places; g.ldc = n; }
     return g;
 }
 
@@ -1942,8 +2060,10 @@ TWBDEF size_t twb_conv2d_scratch(const twb_cpu *cpu, const twb_conv2d_args *args
     int product, part;
     twb_conv_plan(args, &job);
     for (product = 0; product < 3; product++)
-        for (part = 0; part < 2; part++) {
-            twb_gemm_args g = twb_conv_gemm(&job, (twb_conv_product)product, part ? job.out_h % job.block : job.block);
+        for (part = 0; part < 2; part++) {                  /* a whole block of output rows, and the last one */
+            const ptrdiff_t rows = part ? job.out_h % job.block : job.block;
+            twb_gemm_args g = twb_conv_gemm(&job, (twb_conv_product)product, rows);
+            if (rows <= 0) continue;
             size = twb_gemm_scratch(cpu, &g);
             if (size > most) most = size;
         }
@@ -1952,7 +2072,8 @@ TWBDEF size_t twb_conv2d_scratch(const twb_cpu *cpu, const twb_conv2d_args *args
 
 /* The part of output row r, for kernel place (u, v), that lies inside the image: columns [*first, *end); returns that
    place's input row, or -1 where it is in the padding.  Input column = output column stride + *offset. */
-static ptrdiff_t twb_conv_reach(const twb_conv2d_args *a, ptrdiff_t out_w, ptrdiff_t r, ptrdiff_t u, ptrdiff_t v, ptrdiff_t *offset, ptrdiff_t *first, ptrdiff_t *end) {
+static ptrdiff_t twb_conv_reach(const twb_conv2d_args *a, ptrdiff_t out_w, ptrdiff_t r, ptrdiff_t u, ptrdiff_t v,
+                                ptrdiff_t *offset, ptrdiff_t *first, ptrdiff_t *end) {
     const ptrdiff_t y = r * a->stride_h - a->pad_h + u * a->dilation_h;
     *offset = v * a->dilation_w - a->pad_w;
     *first = *offset < 0 ? twb_min_size((-*offset + a->stride_w - 1) / a->stride_w, out_w) : 0;
@@ -1967,14 +2088,16 @@ static void twb_conv_to_columns(const void *arg, ptrdiff_t begin, ptrdiff_t end)
     const twb_conv2d_args *a = &job->a;
     ptrdiff_t row, r, c, offset, first, stop;
     for (row = begin; row < end; row++) {
-        const ptrdiff_t v = row % a->kernel_w, u = row / a->kernel_w % a->kernel_h, channel = row / (a->kernel_w * a->kernel_h);
+        const ptrdiff_t v = row % a->kernel_w, u = row / a->kernel_w % a->kernel_h,
+                channel = row / (a->kernel_w * a->kernel_h);
         for (r = 0; r < job->rows; r++) {
             float *to = job->columns + (row * job->rows + r) * job->out_w;
             const ptrdiff_t y = twb_conv_reach(a, job->out_w, job->row0 + r, u, v, &offset, &first, &stop);
             const float *from = job->x + (channel * a->height + (y < 0 ? 0 : y)) * a->width;
             if (y < 0) first = stop = job->out_w;
             for (c = 0; c < first; c++) to[c] = 0.0f;
-            if (a->stride_w == 1) { if (stop > first) memcpy(to + first, from + first + offset, (size_t)(stop - first) * sizeof *to); }
+            if (a->stride_w == 1) { if (stop > first)
+                memcpy(to + first, from + first + offset, (size_t)(stop - first) * sizeof *to); }
             else for (c = first; c < stop; c++) to[c] = from[c * a->stride_w + offset];
             for (c = stop; c < job->out_w; c++) to[c] = 0.0f;
         }
@@ -1990,30 +2113,35 @@ static void twb_conv_from_columns(const void *arg, ptrdiff_t begin, ptrdiff_t en
         for (u = 0; u < a->kernel_h; u++)
             for (v = 0; v < a->kernel_w; v++)
                 for (r = 0; r < job->rows; r++) {
-                    const float *from = job->columns + (((channel * a->kernel_h + u) * a->kernel_w + v) * job->rows + r) * job->out_w;
+                    const float *from = job->columns + (((channel * a->kernel_h + u) * a->kernel_w + v) * job->rows
+                                                        + r) * job->out_w;
                     const ptrdiff_t y = twb_conv_reach(a, job->out_w, job->row0 + r, u, v, &offset, &first, &stop);
                     float *to = job->dx + (channel * a->height + (y < 0 ? 0 : y)) * a->width;
                     if (y >= 0) for (c = first; c < stop; c++) to[c * a->stride_w + offset] += from[c];
                 }
 }
 
-TWBDEF void twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight, const float *bias, float *y, void *scratch) {
+TWBDEF void twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight,
+                       const float *bias, float *y, void *scratch) {
     const ptrdiff_t image = args->in_channels * args->height * args->width;
     twb_conv_job job;
     ptrdiff_t places, b, group, o;
     void *gemm_scratch = scratch;
     twb_conv_plan(args, &job);
     places = job.out_h * job.out_w;
-    if (!job.direct) { job.columns = twb_align64(scratch); gemm_scratch = job.columns + job.patch * job.block * job.out_w; }
+    if (!job.direct) { job.columns = twb_align64(scratch);
+        gemm_scratch = job.columns + job.patch * job.block * job.out_w; }
     for (b = 0; b < args->batch; b++)
         for (group = 0; group < args->groups; group++) {
             float *to = y + (b * args->out_channels + group * job.out) * places;
             job.x = x + b * image + group * job.in * args->height * args->width;
-            for (o = 0; o < job.out; o++) twb_fill(cpu, places, bias ? bias[group * job.out + o] : 0.0f, to + o * places);
+            for (o = 0; o < job.out; o++) twb_fill(cpu, places, bias ? bias[group * job.out + o] : 0.0f, to
+                                                   + o * places);
             for (job.row0 = 0; job.row0 < job.out_h; job.row0 += job.block) {
                 twb_gemm_args g;
                 job.rows = twb_min_size(job.block, job.out_h - job.row0);
-                if (!job.direct) twb_spread(cpu, twb_conv_to_columns, &job, job.patch, 1, 0.5 * (double)(job.rows * job.out_w));
+                if (!job.direct) twb_spread(cpu, twb_conv_to_columns, &job, job.patch, 1,
+                                            0.5 * (double)(job.rows * job.out_w));
                 g = twb_conv_gemm(&job, TWB_CONV_FORWARD, job.rows);
                 g.a = weight + group * job.out * job.patch;
                 g.b = job.direct ? job.x : job.columns;
@@ -2023,15 +2151,17 @@ TWBDEF void twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const fl
         }
 }
 
-TWBDEF void twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight, const float *dy,
-                                float *dx, bool accumulate_dx, float *dweight, float *dbias, void *scratch) {
+TWBDEF void twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight,
+                                const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias,
+                                void *scratch) {
     const ptrdiff_t image = args->in_channels * args->height * args->width;
     twb_conv_job job;
     ptrdiff_t places, b, group, o;
     void *gemm_scratch = scratch;
     twb_conv_plan(args, &job);
     places = job.out_h * job.out_w;
-    if (!job.direct) { job.columns = twb_align64(scratch); gemm_scratch = job.columns + job.patch * job.block * job.out_w; }
+    if (!job.direct) { job.columns = twb_align64(scratch);
+        gemm_scratch = job.columns + job.patch * job.block * job.out_w; }
     if (dx && !accumulate_dx) twb_fill(cpu, args->batch * image, 0.0f, dx);
     for (b = 0; b < args->batch; b++)
         for (group = 0; group < args->groups; group++) {
@@ -2043,7 +2173,8 @@ TWBDEF void twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args,
             for (job.row0 = 0; job.row0 < job.out_h; job.row0 += job.block) {
                 job.rows = twb_min_size(job.block, job.out_h - job.row0);
                 if (dweight) {
-                    if (!job.direct) twb_spread(cpu, twb_conv_to_columns, &job, job.patch, 1, 0.5 * (double)(job.rows * job.out_w));
+                    if (!job.direct) twb_spread(cpu, twb_conv_to_columns, &job, job.patch, 1,
+                                                0.5 * (double)(job.rows * job.out_w));
                     g = twb_conv_gemm(&job, TWB_CONV_DWEIGHT, job.rows);
                     g.a = from + job.row0 * job.out_w;
                     g.b = job.direct ? job.x : job.columns;
@@ -2056,7 +2187,8 @@ TWBDEF void twb_conv2d_backward(const twb_cpu *cpu, const twb_conv2d_args *args,
                     g.b = from + job.row0 * job.out_w;
                     g.c = job.direct ? job.dx : job.columns;
                     twb_gemm(cpu, &g, gemm_scratch);
-                    if (!job.direct) twb_spread(cpu, twb_conv_from_columns, &job, job.in, 1, (double)(args->kernel_h * args->kernel_w * job.rows * job.out_w));
+                    if (!job.direct) twb_spread(cpu, twb_conv_from_columns, &job, job.in, 1,
+                                                (double)(args->kernel_h * args->kernel_w * job.rows * job.out_w));
                 }
             }
         }
@@ -2079,11 +2211,14 @@ typedef struct twb_pool_job {
     bool accumulate;
 } twb_pool_job;
 
-TWBDEF ptrdiff_t twb_pool2d_out_height(const twb_pool2d_args *a) { return (a->height + 2 * a->pad_h - a->kernel_h) / a->stride_h + 1; }
-TWBDEF ptrdiff_t twb_pool2d_out_width(const twb_pool2d_args *a) { return (a->width + 2 * a->pad_w - a->kernel_w) / a->stride_w + 1; }
+TWBDEF ptrdiff_t twb_pool2d_out_height(const twb_pool2d_args *a) {
+        return (a->height + 2 * a->pad_h - a->kernel_h) / a->stride_h + 1; }
+TWBDEF ptrdiff_t twb_pool2d_out_width(const twb_pool2d_args *a) {
+        return (a->width + 2 * a->pad_w - a->kernel_w) / a->stride_w + 1; }
 
 /* window [*from, *to) of output place r, inside the image */
-static void twb_pool_window(ptrdiff_t r, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t kernel, ptrdiff_t size, ptrdiff_t *from, ptrdiff_t *to) {
+static void twb_pool_window(ptrdiff_t r, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t kernel, ptrdiff_t size,
+                            ptrdiff_t *from, ptrdiff_t *to) {
     ptrdiff_t start = r * stride - pad;
     *from = start < 0 ? 0 : start;
     *to = twb_min_size(start + kernel, size);
@@ -2105,7 +2240,8 @@ static void twb_max_pool_images(const void *arg, ptrdiff_t begin, ptrdiff_t end)
                 for (i = i0; i < i1; i++)
                     for (j = j0; j < j1; j++) {
                         const float value = x[i * a->width + j];
-                        if (value > x[best] || (twb_float_bits(value) & 0x7FFFFFFFu) > 0x7F800000u) best = i * a->width + j;
+                        if (value > x[best] || (twb_float_bits(value) & 0x7FFFFFFFu) > 0x7F800000u) best = i * a->width
+                                + j;
                     }
                 job->y[to] = x[best];
                 if (job->argmax) job->argmax[to] = (int32_t)best;
@@ -2157,7 +2293,8 @@ static twb_pool_job twb_pool_plan(const twb_pool2d_args *args) {
     return job;
 }
 static void twb_pool_run(const twb_cpu *cpu, twb_span images, const twb_pool_job *job) {
-    twb_spread(cpu, images, job, job->a.batch * job->a.channels, 1, (double)(job->out_h * job->out_w) * (double)(job->a.kernel_h * job->a.kernel_w));
+    twb_spread(cpu, images, job, job->a.batch * job->a.channels, 1,
+               (double)(job->out_h * job->out_w) * (double)(job->a.kernel_h * job->a.kernel_w));
 }
 
 TWBDEF void twb_max_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, const float *x, float *y, int32_t *argmax) {
@@ -2165,7 +2302,8 @@ TWBDEF void twb_max_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, cons
     job.x = x; job.y = y; job.argmax = argmax;
     twb_pool_run(cpu, twb_max_pool_images, &job);
 }
-TWBDEF void twb_max_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const int32_t *argmax, const float *dy, float *dx, bool accumulate) {
+TWBDEF void twb_max_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const int32_t *argmax,
+                                    const float *dy, float *dx, bool accumulate) {
     twb_pool_job job = twb_pool_plan(args);
     job.places = argmax; job.dy = dy; job.dx = dx; job.accumulate = accumulate;
     twb_pool_run(cpu, twb_max_pool_backward_images, &job);
@@ -2175,13 +2313,15 @@ TWBDEF void twb_avg_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, cons
     job.x = x; job.y = y;
     twb_pool_run(cpu, twb_avg_pool_images, &job);
 }
-TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const float *dy, float *dx, bool accumulate) {
+TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const float *dy, float *dx,
+                                    bool accumulate) {
     twb_pool_job job = twb_pool_plan(args);
     job.dy = dy; job.dx = dx; job.accumulate = accumulate;
     twb_pool_run(cpu, twb_avg_pool_images, &job);
 }
 #if defined(__clang__)
 #  pragma clang fp contract(on)
+#  pragma float_control(pop)
 #  pragma clang diagnostic pop
 #elif defined(__GNUC__) && !defined(__TINYC__)
 #  pragma GCC pop_options
@@ -2466,13 +2606,6 @@ TWB_VFN twb_v  twb_load_bf16(const uint16_t *p) {
 /* The zeroing forms under a full mask are the plain instructions; gcc's own plain forms begin from an
    uninitialized register and are warned of when they are inlined into C++. */
 #define TWB_ALL ((__mmask16)0xFFFF)
-#ifdef __OPTIMIZE__
-#  define TWB_ROUND(a) _mm512_maskz_roundscale_ps(TWB_ALL, a, 8)
-#  define TWB_SHIFT16(a) _mm512_maskz_slli_epi32(TWB_ALL, a, 16)
-#else                                   /* macros there, whose mask has another type */
-#  define TWB_ROUND(a) _mm512_roundscale_ps(a, 8)
-#  define TWB_SHIFT16(a) _mm512_slli_epi32(a, 16)
-#endif
 TWB_VFN __mmask16 TWB_NAME(twb_mask)(int n) { return (__mmask16)(n >= 16 ? 0xFFFFu : n <= 0 ? 0u : (1u << n) - 1u); }
 TWB_VFN twb_v twb_load(const float *p) { return _mm512_loadu_ps(p); }
 TWB_VFN twb_v twb_loadn(const float *p, int n) { return _mm512_maskz_loadu_ps(TWB_NAME(twb_mask)(n), p); }
@@ -2488,7 +2621,17 @@ TWB_VFN twb_v twb_fnma(twb_v a, twb_v b, twb_v c) { return _mm512_fnmadd_ps(a, b
 TWB_VFN twb_v twb_max(twb_v a, twb_v b) { return _mm512_maskz_max_ps(TWB_ALL, a, b); }
 TWB_VFN twb_v twb_min(twb_v a, twb_v b) { return _mm512_maskz_min_ps(TWB_ALL, a, b); }
 TWB_VFN twb_v twb_sqrt(twb_v a) { return _mm512_maskz_sqrt_ps(TWB_ALL, a); }
-TWB_VFN twb_v twb_round(twb_v a) { return TWB_ROUND(a); }
+#ifdef __OPTIMIZE__
+TWB_VFN twb_v twb_round(twb_v a) { return _mm512_maskz_roundscale_ps(TWB_ALL, a, 8); }
+#else                                   /* without optimizing that is a macro, and warns of its mask: go by halves */
+TWB_VFN twb_v twb_round(twb_v a) {
+    float t[16];
+    _mm512_storeu_ps(t, a);
+    _mm256_storeu_ps(t, _mm256_round_ps(_mm256_loadu_ps(t), 8));
+    _mm256_storeu_ps(t + 8, _mm256_round_ps(_mm256_loadu_ps(t + 8), 8));
+    return _mm512_loadu_ps(t);
+}
+#endif
 TWB_VFN twb_v twb_abs(twb_v a) { return _mm512_abs_ps(a); }
 TWB_VFN twb_v twb_sel_lt(twb_v a, twb_v b, twb_v x, twb_v y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x); }
 TWB_VFN float twb_hsum(twb_v a) {
@@ -2518,10 +2661,8 @@ TWB_VFN twb_vi twb_ishr(twb_vi a, int n) { return _mm512_maskz_srl_epi32(TWB_ALL
 TWB_VFN twb_vi twb_iramp(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 TWB_VFN __m256i TWB_NAME(twb_words)(const uint16_t *p) { __m256i x; memcpy(&x, p, sizeof x); return x; }
 TWB_VFN twb_v  twb_load_f16(const uint16_t *p) { return _mm512_maskz_cvtph_ps(TWB_ALL, TWB_NAME(twb_words)(p)); }
-TWB_VFN twb_v  twb_load_bf16(const uint16_t *p) { return _mm512_castsi512_ps(TWB_SHIFT16(_mm512_maskz_cvtepu16_epi32(TWB_ALL, TWB_NAME(twb_words)(p)))); }
+TWB_VFN twb_v  twb_load_bf16(const uint16_t *p) { return _mm512_castsi512_ps(_mm512_maskz_sll_epi32(TWB_ALL, _mm512_maskz_cvtepu16_epi32(TWB_ALL, TWB_NAME(twb_words)(p)), _mm_cvtsi32_si128(16))); }
 #undef TWB_ALL
-#undef TWB_ROUND
-#undef TWB_SHIFT16
 #endif
 /* ---- [twb:06] elementary functions over sixteen lanes -------------------------------------- */
 #define twb_vpoly      TWB_NAME(twb_vpoly)
@@ -2566,7 +2707,8 @@ TWB_VFN twb_v twb_vexp(twb_v x) {
     twb_vi i, half;
     x = twb_max(twb_set1(TWB_EXP_MIN), twb_min(twb_set1(TWB_EXP_MAX), x));         /* in this order NaN comes through */
     p = twb_vexp_core(x, twb_set1(TWB_ROUNDER), &t);
-    i = twb_iadd(twb_bits(t), twb_iset1(0u - 0x4B400000u));                        /* n: the bits of TWB_ROUNDER taken off */
+    /* n: the bits of TWB_ROUNDER taken off */
+    i = twb_iadd(twb_bits(t), twb_iset1(0u - 0x4B400000u));
     half = twb_ishr(twb_iadd(i, twb_iset1(256u)), 1);
     p = twb_mul(p, twb_unbits(twb_ishl(twb_iadd(half, twb_iset1(0u - 1u)), 23)));
     i = twb_iadd(twb_iadd(i, twb_iset1(256u)), twb_ixor(half, twb_iset1(0xFFFFFFFFu)));    /* n - half + 255 */
@@ -2581,7 +2723,8 @@ TWB_VFN twb_v twb_vexp_neg(twb_v x) {
 }
 
 TWB_VFN twb_v twb_vlog(twb_v x) {
-    const twb_v infinity = twb_unbits(twb_iset1(0x7F800000u)), zero = twb_set1(0.0f), tiny = twb_set1(TWB_SMALLEST_NORMAL);
+    const twb_v infinity = twb_unbits(twb_iset1(0x7F800000u)), zero = twb_set1(0.0f),
+            tiny = twb_set1(TWB_SMALLEST_NORMAL);
     twb_v scaled = twb_sel_lt(x, tiny, twb_mul(x, twb_set1(8388608.0f)), x);
     twb_v e = twb_sel_lt(x, tiny, twb_set1(-150.0f), twb_set1(-127.0f)), f, s, p, y, special;
     twb_vi i = twb_iadd(twb_bits(scaled), twb_iset1(0x3F800000u - TWB_SQRT_HALF_BITS));
@@ -3501,7 +3644,8 @@ TWB_VFN void twb_put_words(uint16_t *p, twb_vi x) {
     memcpy(p, &w, sizeof w);
 #elif TWB_PASS == TWB_PASS_AVX2
     const __m256i low = _mm256_set1_epi32(0xFFFF);
-    __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)), 0xD8);
+    __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)),
+                                         0xD8);
     memcpy(p, &w, sizeof w);
 #elif TWB_PASS == TWB_PASS_NEON
     int j;
@@ -3529,8 +3673,10 @@ TWB_VFN void twb_put_f16(uint16_t *p, twb_v x) {
 }
 TWB_VFN void twb_put_bf16(uint16_t *p, twb_v x) {
     twb_vi u = twb_bits(x), odd = twb_iand(twb_ishr(u, 16), twb_iset1(1u));
-    twb_vi rounded = twb_ishr(twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), odd), 16), quiet = twb_ior(twb_ishr(u, 16), twb_iset1(0x40u));
-    twb_put_words(p, twb_bits(twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(rounded), twb_unbits(quiet))));     /* NaN is not above -1 */
+    twb_vi rounded = twb_ishr(twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), odd), 16),
+            quiet = twb_ior(twb_ishr(u, 16), twb_iset1(0x40u));
+    /* NaN is not above -1 */
+    twb_put_words(p, twb_bits(twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(rounded), twb_unbits(quiet))));
 }
 
 /* twb_mix of the counters low, low + 1, ... */
@@ -3723,7 +3869,17 @@ TWB_FN void TWB_NAME(twb_span_max_abs)(const void *job, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* ---- [twb:07] rows ------------------------------------------------------------------------------- */
+/* ==== [twb:07] rows: softmax, norms, embedding, cross-entropy =================================
+
+   A row is read two or three times (maximum, sum, result) and stays in the cache meanwhile.  Each lane adds up
+   every sixteenth element, and the lanes are added in one fixed tree, so a row's result depends on the row alone
+   and rows can be handed to any thread.  Gradients of weights are sums down a column: there threads share out
+   columns, and each column is added from the first row to the last.
+
+   Softmax takes the row's maximum off first: exp then never overflows, and the largest term is 1.  A norm takes the
+   variance in a second pass over x - mean: the one-pass form avg(x^2) - mean^2 loses every digit that the two have
+   in common.
+   ============================================================================================ */
 
 /* strips of 64 columns: dbias += sum over rows of dy, dweight += sum of dy (x - mean) rstd.  Rows are added in
    blocks of TWB_NORM_ROWS, so that a long column does not lose its small terms. */
@@ -3736,20 +3892,23 @@ TWB_VFN void TWB_NAME(twb_column_strip)(const twb_rows_job *w, ptrdiff_t j, cons
         TWB_UNROLL
         for (v = 0; v < vectors; v++) plain[v] = scaled[v] = twb_set1(0.0f);
         for (r = block; r < stop; r++) {
-            const float *dy = w->dy + r * w->lddy + j;
+            const float *dy = w->dy + r * w->lddy + j, *x = w->dweight ? w->x + r * w->ldx + j : dy;
             twb_v mean = twb_set1(0.0f), rstd = mean;
-            if (w->dweight) { rstd = twb_set1(w->given_rstd[r]); if (w->given_mean) mean = twb_set1(w->given_mean[r]); }
+            if (w->dweight) rstd = twb_set1(w->given_rstd[r]);
+            if (w->dweight && w->given_mean) mean = twb_set1(w->given_mean[r]);
             TWB_UNROLL
             for (v = 0; v < vectors; v++) {
                 twb_v d = twb_get(dy + 16*v, n - 16*v);
                 plain[v] = twb_add(plain[v], d);
-                if (w->dweight) scaled[v] = twb_fma(d, twb_mul(twb_sub(twb_get(w->x + r * w->ldx + j + 16*v, n - 16*v), mean), rstd), scaled[v]);
+                if (w->dweight)
+                    scaled[v] = twb_fma(d, twb_mul(twb_sub(twb_get(x + 16*v, n - 16*v), mean), rstd), scaled[v]);
             }
         }
         TWB_UNROLL
         for (v = 0; v < vectors; v++) {
-            if (w->dbias) twb_put(w->dbias + j + 16*v, twb_add(twb_get(w->dbias + j + 16*v, n - 16*v), plain[v]), n - 16*v);
-            if (w->dweight) twb_put(w->dweight + j + 16*v, twb_add(twb_get(w->dweight + j + 16*v, n - 16*v), scaled[v]), n - 16*v);
+            float *dbias = w->dbias ? w->dbias + j + 16*v : NULL, *dweight = w->dweight ? w->dweight + j + 16*v : NULL;
+            if (dbias) twb_put(dbias, twb_add(twb_get(dbias, n - 16*v), plain[v]), n - 16*v);
+            if (dweight) twb_put(dweight, twb_add(twb_get(dweight, n - 16*v), scaled[v]), n - 16*v);
         }
     }
 }
@@ -3883,7 +4042,8 @@ TWB_FN void TWB_NAME(twb_span_norm_backward)(const void *job, ptrdiff_t begin, p
         const float *x = w->x + begin * w->ldx, *dy = w->dy + begin * w->lddy;
         float *dx = w->out + begin * w->ld_out;
         ptrdiff_t j, n = w->cols;
-        twb_v mean = twb_set1(w->given_mean ? w->given_mean[begin] : 0.0f), rstd = twb_set1(w->given_rstd[begin]), sum_g = zero, sum_gh = zero;
+        twb_v mean = twb_set1(w->given_mean ? w->given_mean[begin] : 0.0f), rstd = twb_set1(w->given_rstd[begin]),
+                sum_g = zero, sum_gh = zero;
         for (j = 0; j < n; j += 16) {
             twb_v g = twb_mul(twb_get(dy + j, n - j), w->weight ? twb_get(w->weight + j, n - j) : one);
             sum_g = twb_add(sum_g, g);
@@ -3927,7 +4087,8 @@ TWB_FN void TWB_NAME(twb_span_embedding_backward)(const void *job, ptrdiff_t beg
     for (r = 0; r < w->rows; r++) {
         const float *dy = w->dy + r * w->lddy;
         float *d = w->out + (ptrdiff_t)w->ids[r] * w->ld_out;
-        for (j = begin * 16; j < stop; j += 16) twb_put(d + j, twb_add(twb_get(d + j, stop - j), twb_get(dy + j, stop - j)), stop - j);
+        for (j = begin * 16; j < stop; j += 16)
+            twb_put(d + j, twb_add(twb_get(d + j, stop - j), twb_get(dy + j, stop - j)), stop - j);
     }
 }
 
@@ -3948,7 +4109,8 @@ TWB_FN void TWB_NAME(twb_span_cross_entropy)(const void *job, ptrdiff_t begin, p
         loss = sure * (top - x[label]);
         if (w->smoothing > 0.0f) {                                /* e avg(top - x) */
             twb_v all = twb_set1(0.0f), shift = twb_set1(top);
-            for (j = 0; j < n; j += 16) all = twb_add(all, twb_first(n - j, twb_sub(shift, twb_get(x + j, n - j)), twb_set1(0.0f)));
+            for (j = 0; j < n; j += 16) all = twb_add(all, twb_first(n - j, twb_sub(shift, twb_get(x + j, n - j)),
+                                                                     twb_set1(0.0f)));
             loss += even * twb_hsum(all);
         }
         sum = TWB_NAME(twb_row_exp)(x, n, top, d);
@@ -3969,7 +4131,8 @@ TWB_FN void TWB_NAME(twb_span_rope)(const void *job, ptrdiff_t begin, ptrdiff_t 
         float frequency[64], c[64], s[64];
         ptrdiff_t n = twb_min_size(64, half - first);
         for (i = 0; i < n; i++)
-            frequency[i] = 1.0f / (float)twb_power((double)w->theta, (double)((float)(2 * (first + i)) / (float)w->rotary_dim));
+            frequency[i] = 1.0f / (float)twb_power((double)w->theta,
+                                                   (double)((float)(2 * (first + i)) / (float)w->rotary_dim));
         for (t = begin; t < end; t++) {
             float *token = w->x + t / w->tokens * w->x_batch + t % w->tokens * w->x_token;
             for (i = 0; i < n; i++) {
@@ -3987,7 +4150,8 @@ TWB_FN void TWB_NAME(twb_span_rope)(const void *job, ptrdiff_t begin, ptrdiff_t 
                     }
                 } else {
                     for (i = 0, x += first; i < n; i += 16) {
-                        twb_v a = twb_get(x + i, n - i), b = twb_get(x + half + i, n - i), vc = twb_load(c + i), vs = twb_load(s + i);
+                        twb_v a = twb_get(x + i, n - i), b = twb_get(x + half + i, n - i), vc = twb_load(c + i),
+                                vs = twb_load(s + i);
                         twb_put(x + i, twb_sub(twb_mul(a, vc), twb_mul(b, vs)), n - i);
                         twb_put(x + half + i, twb_add(twb_mul(b, vc), twb_mul(a, vs)), n - i);
                     }
@@ -4028,7 +4192,8 @@ TWB_FN void TWB_NAME(twb_span_batch_norm)(const void *job, ptrdiff_t begin, ptrd
             }
             rstd = (float)(1 / sqrt(squares / count + (double)a->eps));
             if (a->running_mean) a->running_mean[c] += a->momentum * (mean - a->running_mean[c]);
-            if (a->running_var) a->running_var[c] += a->momentum * ((float)(squares / (count > 1 ? count - 1 : 1)) - a->running_var[c]);
+            if (a->running_var) a->running_var[c] += a->momentum * ((float)(squares / (count > 1 ? count - 1 : 1))
+                - a->running_var[c]);
         } else {
             mean = a->running_mean[c];
             rstd = 1.0f / sqrtf(a->running_var[c] + a->eps);
@@ -4040,7 +4205,8 @@ TWB_FN void TWB_NAME(twb_span_batch_norm)(const void *job, ptrdiff_t begin, ptrd
         offset = twb_set1(a->bias ? a->bias[c] : 0.0f);
         for (b = 0; b < a->batch; b++) {
             const ptrdiff_t at = (b * a->channels + c) * n;
-            for (i = 0; i < n; i += 16) twb_put(w->out + at + i, twb_fma(twb_sub(twb_get(w->x + at + i, n - i), shift), gain, offset), n - i);
+            for (i = 0; i < n; i += 16) twb_put(w->out + at + i, twb_fma(twb_sub(twb_get(w->x + at + i, n - i), shift),
+                    gain, offset), n - i);
         }
     }
 }
@@ -4082,17 +4248,26 @@ TWB_FN void TWB_NAME(twb_span_batch_norm_backward)(const void *job, ptrdiff_t be
     }
 }
 
-/* ---- [twb:10] optimizers -------------------------------------------------------------------------- */
+/* ==== [twb:10] optimizers =======================================================================
+
+   An optimizer does some ten operations on a number and moves 28 bytes for it, so memory sets its speed: what
+   counts is to touch everything once.  Clipping (grad_scale) and zero_grad are folded in for that reason.
+   ============================================================================================ */
 TWB_FN void TWB_NAME(twb_span_adamw)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_optimizer_job *w = (const twb_optimizer_job *)job;
     const twb_adamw_args *a = &w->adamw;
-    const twb_v scale = twb_set1(a->grad_scale), rest1 = twb_set1(1.0f - a->beta1), beta2 = twb_set1(a->beta2), rest2 = twb_set1(1.0f - a->beta2);
-    const twb_v eps = twb_set1(a->eps), root2 = twb_set1(1.0f / sqrtf(a->bias_correction2)), step = twb_set1(a->lr / a->bias_correction1);
-    const twb_v shrink = twb_set1(a->l2 ? 1.0f : 1.0f - a->lr * a->weight_decay), decay = twb_set1(a->l2 ? a->weight_decay : 0.0f), zero = twb_set1(0.0f);
+    const twb_v scale = twb_set1(a->grad_scale), rest1 = twb_set1(1.0f - a->beta1), beta2 = twb_set1(a->beta2),
+            rest2 = twb_set1(1.0f - a->beta2);
+    const twb_v eps = twb_set1(a->eps), root2 = twb_set1(1.0f / sqrtf(a->bias_correction2)),
+            step = twb_set1(a->lr / a->bias_correction1);
+    const twb_v shrink = twb_set1(a->l2 ? 1.0f : 1.0f - a->lr * a->weight_decay),
+            decay = twb_set1(a->l2 ? a->weight_decay : 0.0f), zero = twb_set1(0.0f);
     ptrdiff_t i;
     for (i = begin; i < end; i += 16) {
-        ptrdiff_t n = end - i, ahead = n > 528 ? i + 512 : i;      /* four streams are more than a processor fetches ahead by itself */
-        twb_v p = twb_get(w->p + i, n), g = twb_mul(twb_get(w->g + i, n), scale), m = twb_get(w->m + i, n), v = twb_get(w->v + i, n);
+        /* four streams are more than a processor fetches ahead by itself */
+        ptrdiff_t n = end - i, ahead = n > 528 ? i + 512 : i;
+        twb_v p = twb_get(w->p + i, n), g = twb_mul(twb_get(w->g + i, n), scale), m = twb_get(w->m + i, n),
+                v = twb_get(w->v + i, n);
         TWB_PREFETCH(w->p + ahead);
         TWB_PREFETCH(w->g + ahead);
         TWB_PREFETCH(w->m + ahead);
@@ -4111,7 +4286,8 @@ TWB_FN void TWB_NAME(twb_span_adamw)(const void *job, ptrdiff_t begin, ptrdiff_t
 TWB_FN void TWB_NAME(twb_span_sgd)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_optimizer_job *w = (const twb_optimizer_job *)job;
     const twb_sgd_args *a = &w->sgd;
-    const twb_v scale = twb_set1(a->grad_scale), decay = twb_set1(a->weight_decay), lr = twb_set1(a->lr), momentum = twb_set1(a->momentum);
+    const twb_v scale = twb_set1(a->grad_scale), decay = twb_set1(a->weight_decay), lr = twb_set1(a->lr),
+            momentum = twb_set1(a->momentum);
     const twb_v rest = twb_set1(1.0f - a->dampening), zero = twb_set1(0.0f);
     ptrdiff_t i;
     for (i = begin; i < end; i += 16) {
@@ -4130,7 +4306,8 @@ TWB_FN void TWB_NAME(twb_span_sgd)(const void *job, ptrdiff_t begin, ptrdiff_t e
 TWB_FN void TWB_NAME(twb_span_lion)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_optimizer_job *w = (const twb_optimizer_job *)job;
     const twb_lion_args *a = &w->lion;
-    const twb_v scale = twb_set1(a->grad_scale), rest1 = twb_set1(1.0f - a->beta1), rest2 = twb_set1(1.0f - a->beta2), lr = twb_set1(a->lr);
+    const twb_v scale = twb_set1(a->grad_scale), rest1 = twb_set1(1.0f - a->beta1), rest2 = twb_set1(1.0f - a->beta2),
+            lr = twb_set1(a->lr);
     const twb_v shrink = twb_set1(1.0f - a->lr * a->weight_decay), zero = twb_set1(0.0f);
     ptrdiff_t i;
     for (i = begin; i < end; i += 16) {
@@ -4143,7 +4320,12 @@ TWB_FN void TWB_NAME(twb_span_lion)(const void *job, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* ---- [twb:11] conversions and random numbers --------------------------------------------------------- */
+/* ==== [twb:11] conversions and random numbers ===================================================
+
+   A generator with a state gives other numbers to other threads, and must be replayed to be repeated.  Here number
+   i of a stream is a hash of i and the seed (Salmon et al. 2011 call that counter-based): anybody can draw any of
+   them at any time, and a dropout mask need not be kept for the backward pass.
+   ============================================================================================ */
 TWB_FN void TWB_NAME(twb_span_convert)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_convert_job *w = (const twb_convert_job *)job;
     ptrdiff_t i, j;
@@ -4175,7 +4357,8 @@ TWB_FN void TWB_NAME(twb_span_dropout)(const void *job, ptrdiff_t begin, ptrdiff
             uint32_t each[16];
             float as_floats[16];
             int j;
-            for (j = 0; j < 16; j++) each[j] = twb_mix(twb_stream_of(w->seed, (counter + (uint64_t)j) >> 32), (uint32_t)(counter + (uint64_t)j));
+            for (j = 0; j < 16; j++) each[j] = twb_mix(twb_stream_of(w->seed, (counter + (uint64_t)j) >> 32),
+                                                       (uint32_t)(counter + (uint64_t)j));
             memcpy(as_floats, each, sizeof each);
             bits = twb_bits(twb_load(as_floats));
         }
@@ -4189,7 +4372,8 @@ TWB_FN void TWB_NAME(twb_span_uniform)(const void *job, ptrdiff_t begin, ptrdiff
     const twb_v low = twb_set1(w->alpha), width = twb_set1(w->beta - w->alpha);
     ptrdiff_t i;
     for (i = begin; i < end; i += 16)
-        twb_put(w->out + i, twb_fma(width, twb_vunit(twb_vmix(twb_stream_of(w->seed, (uint64_t)i >> 32), (uint32_t)i)), low), end - i);
+        twb_put(w->out + i, twb_fma(width, twb_vunit(twb_vmix(twb_stream_of(w->seed, (uint64_t)i >> 32), (uint32_t)i)),
+                                    low), end - i);
 }
 
 /* Box and Muller (1958): with u, t uniform, sqrt(-2 log u) times cos and sin of 2 pi t are two independent normal
@@ -4201,9 +4385,11 @@ TWB_FN void TWB_NAME(twb_span_normal)(const void *job, ptrdiff_t begin, ptrdiff_
     for (i = begin; i < end; i += 32) {
         twb_stream stream = twb_stream_of(w->seed, (uint64_t)i >> 32);
         twb_v u = twb_add(twb_vunit(twb_vmix(stream, (uint32_t)i)), twb_set1(1.0f / 16777216.0f));       /* in (0, 1] */
-        twb_v t = twb_mul(twb_vunit(twb_vmix(stream, (uint32_t)i + 16u)), twb_set1(4.0f)), quarter = twb_round(t), s, sine, cosine, parity;
+        twb_v t = twb_mul(twb_vunit(twb_vmix(stream, (uint32_t)i + 16u)), twb_set1(4.0f)), quarter = twb_round(t), s,
+                sine, cosine, parity;
         twb_vi q = twb_toint(quarter);
-        t = twb_mul(twb_sub(t, quarter), twb_set1(1.57079633f));                                         /* |t| <= pi/4 */
+        /* |t| <= pi/4 */
+        t = twb_mul(twb_sub(t, quarter), twb_set1(1.57079633f));
         s = twb_mul(t, t);
         sine = twb_vpoly(twb_set1(2.75573192e-6f), s, -1.98412698e-4f);
         sine = twb_vpoly(sine, s, 8.33333333e-3f);
@@ -4213,12 +4399,15 @@ TWB_FN void TWB_NAME(twb_span_normal)(const void *job, ptrdiff_t begin, ptrdiff_
         cosine = twb_vpoly(cosine, s, 4.16666667e-2f);
         cosine = twb_vpoly(cosine, s, -0.5f);
         cosine = twb_vpoly(cosine, s, 1.0f);
-        parity = twb_tofloat(twb_iand(q, twb_iset1(1u)));                                                /* odd quarters swap the two */
+        /* odd quarters swap the two */
+        parity = twb_tofloat(twb_iand(q, twb_iset1(1u)));
         u = twb_mul(std, twb_sqrt(twb_mul(twb_set1(-2.0f), twb_vlog(u))));
         s = twb_sel_lt(parity, twb_set1(0.5f), sine, cosine);
         cosine = twb_sel_lt(parity, twb_set1(0.5f), cosine, sine);
-        s = twb_unbits(twb_ixor(twb_bits(s), twb_ishl(twb_iand(q, twb_iset1(2u)), 30)));                  /* quarters 2, 3: sine negative */
-        cosine = twb_unbits(twb_ixor(twb_bits(cosine), twb_ishl(twb_iand(twb_iadd(q, twb_iset1(1u)), twb_iset1(2u)), 30)));
+        /* quarters 2, 3: sine negative */
+        s = twb_unbits(twb_ixor(twb_bits(s), twb_ishl(twb_iand(q, twb_iset1(2u)), 30)));
+        cosine = twb_unbits(twb_ixor(twb_bits(cosine), twb_ishl(twb_iand(twb_iadd(q, twb_iset1(1u)), twb_iset1(2u)),
+                                                                30)));
         twb_put(w->out + i, twb_fma(u, cosine, mean), end - i);
         if (end - i > 16) twb_put(w->out + i + 16, twb_fma(u, s, mean), end - i - 16);
     }
@@ -4250,11 +4439,14 @@ TWB_VFN twb_v twb_get_bytes(const unsigned char *p, ptrdiff_t n) {
     return twb_load(x);
 }
 
-/* C = (C keep[r] + A B) gain[r], without C where `keep` is NULL, for a tile of R rows and V vectors known to the compiler.
-   Element (r, k) of A is at a + r a_row + k a_step (a_row is 1 `by_step`); vector v of row k of B at b + k b_row + v b_panel. */
-TWB_VFN void twb_att_kernel(const int R, const int V, const bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
-                            const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t c_row, ptrdiff_t columns,
-                            const float *keep, const float *gain) {
+/* C = (C keep[r] + A B) gain[r], without C where `keep` is NULL, for a tile of R rows and V vectors known to the
+   compiler.
+   Element (r, k) of A is at a + r a_row + k a_step (a_row is 1 `by_step`, else a_step is 1); vector v of row k of B is
+   at
+   b + k b_row + v b_panel. */
+TWB_VFN void twb_att_kernel(const int R, const int V, const bool by_step, ptrdiff_t depth, const float *a,
+                            ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel,
+                            float *c, ptrdiff_t c_row, ptrdiff_t columns, const float *keep, const float *gain) {
     twb_v sum[TWB_ATT_GROUP * TWB_ATT_VECTORS], row[TWB_ATT_VECTORS];
     ptrdiff_t k;
     int r, v;
@@ -4301,50 +4493,62 @@ TWB_VFN void twb_att_kernel(const int R, const int V, const bool by_step, ptrdif
     }
 }
 
-/* The same for any number of rows and columns: tiles of at most 12 x 2 vectors (AVX-512) or 6 x 1. */
+/* A tile for each height and width that occurs, and a product of any size cut into them: the tallest that fit, two
+   vectors
+   wide where the set has the registers. */
+typedef void (*TWB_NAME(twb_att_tile))(bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row,
+                                       ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c,
+                                       ptrdiff_t c_row, ptrdiff_t columns, const float *keep, const float *gain);
 #define TWB_ATT_TILE(R, V) \
-    TWB_FN void TWB_NAME(twb_att_tile_##R##_##V)(bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, \
-            const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t c_row, ptrdiff_t columns, const float *keep, const float *gain) { \
-        if (by_step) twb_att_kernel(R, V, true, depth, a, 1, a_step, b, b_row, b_panel, c, c_row, columns, keep, gain); \
-        else twb_att_kernel(R, V, false, depth, a, a_row, 1, b, b_row, b_panel, c, c_row, columns, keep, gain); \
+    TWB_FN void TWB_NAME(twb_att_tile_##R##_##V)(bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row, \
+            ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t c_row, \
+            ptrdiff_t columns, const float *keep, const float *gain) { \
+        if (by_step) \
+            twb_att_kernel(R, V, true, depth, a, 1, a_step, b, b_row, b_panel, c, c_row, columns, keep, gain); \
+        else \
+            twb_att_kernel(R, V, false, depth, a, a_row, 1, b, b_row, b_panel, c, c_row, columns, keep, gain); \
     }
-TWB_ATT_TILE(1, 1) TWB_ATT_TILE(2, 1) TWB_ATT_TILE(4, 1)
+TWB_ATT_TILE(4, 1) TWB_ATT_TILE(2, 1) TWB_ATT_TILE(1, 1)
 #if TWB_PASS == TWB_PASS_AVX512
-TWB_ATT_TILE(8, 1) TWB_ATT_TILE(12, 1)
-TWB_ATT_TILE(1, 2) TWB_ATT_TILE(2, 2) TWB_ATT_TILE(4, 2) TWB_ATT_TILE(8, 2) TWB_ATT_TILE(12, 2)
+TWB_ATT_TILE(12, 1) TWB_ATT_TILE(8, 1)
+TWB_ATT_TILE(12, 2) TWB_ATT_TILE(8, 2) TWB_ATT_TILE(4, 2) TWB_ATT_TILE(2, 2) TWB_ATT_TILE(1, 2)
 #elif TWB_PASS != TWB_PASS_PLAIN
 TWB_ATT_TILE(6, 1)
 #endif
 #undef TWB_ATT_TILE
 
-TWB_FN void twb_att_product(ptrdiff_t rows, ptrdiff_t columns, bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
-                            const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t c_row, const float *keep, const float *gain) {
-    ptrdiff_t j, r, step;
-#define TWB_ATT_CALL(R, V) { step = R; TWB_NAME(twb_att_tile_##R##_##V)(by_step, depth, a + r * (by_step ? 1 : a_row), a_row, a_step, \
-        b + j / 16 * b_panel, b_row, b_panel, c + r * c_row + j, c_row, columns - j, keep ? keep + r : NULL, gain + r); }
-    for (j = 0; j < columns; j += 16 * TWB_ATT_VECTORS)
-        for (r = 0; r < rows; r += step) {
+TWB_FN void twb_att_product(ptrdiff_t rows, ptrdiff_t columns, bool by_step, ptrdiff_t depth, const float *a,
+                            ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel,
+                            float *c, ptrdiff_t c_row, const float *keep, const float *gain) {
+#define TWB_ATT_TILE(R, V) TWB_NAME(twb_att_tile_##R##_##V)
 #if TWB_PASS == TWB_PASS_AVX512
-            if (columns - j > 16) {
-                if (rows - r >= 12) TWB_ATT_CALL(12, 2)
-                else if (rows - r >= 8) TWB_ATT_CALL(8, 2)
-                else if (rows - r >= 4) TWB_ATT_CALL(4, 2)
-                else if (rows - r >= 2) TWB_ATT_CALL(2, 2)
-                else TWB_ATT_CALL(1, 2)
-                continue;
-            }
-            if (rows - r >= 12) TWB_ATT_CALL(12, 1)
-            else if (rows - r >= 8) TWB_ATT_CALL(8, 1)
-            else
+    static const int heights[] = { 12, 8, 4, 2, 1 };
+    static const TWB_NAME(twb_att_tile) tiles[2][5] = {
+        { TWB_ATT_TILE(12, 1), TWB_ATT_TILE(8, 1), TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) },
+        { TWB_ATT_TILE(12, 2), TWB_ATT_TILE(8, 2), TWB_ATT_TILE(4, 2), TWB_ATT_TILE(2, 2), TWB_ATT_TILE(1, 2) }
+    };
 #elif TWB_PASS != TWB_PASS_PLAIN
-            if (rows - r >= 6) TWB_ATT_CALL(6, 1)
-            else
+    static const int heights[] = { 6, 4, 2, 1 };
+    static const TWB_NAME(twb_att_tile) tiles[1][4] = {
+        { TWB_ATT_TILE(6, 1), TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) }
+    };
+#else
+    static const int heights[] = { 4, 2, 1 };
+    static const TWB_NAME(twb_att_tile) tiles[1][3] = {
+            { TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) } };
 #endif
-            if (rows - r >= 4) TWB_ATT_CALL(4, 1)
-            else if (rows - r >= 2) TWB_ATT_CALL(2, 1)
-            else TWB_ATT_CALL(1, 1)
+#undef TWB_ATT_TILE
+    ptrdiff_t j, r;
+    for (j = 0; j < columns; j += 16 * TWB_ATT_VECTORS) {
+        const int wide = TWB_ATT_VECTORS == 2 && columns - j > 16;
+        int height = 0;
+        for (r = 0; r < rows; r += heights[height]) {
+            while (heights[height] > rows - r) height++;
+            tiles[wide][height](by_step, depth, a + r * (by_step ? 1 : a_row), a_row, a_step, b + j / 16 * b_panel,
+                                b_row,
+                                b_panel, c + r * c_row + j, c_row, columns - j, keep ? keep + r : NULL, gain + r);
         }
-#undef TWB_ATT_CALL
+    }
 }
 
 /* rows of `depth` numbers into panels of 16 rows, each [depth][16]; rows that do not exist are 0 */
@@ -4352,13 +4556,16 @@ TWB_VFN void twb_att_pack_keys(const float *src, ptrdiff_t src_row, ptrdiff_t ro
     TWB_NAME(twb_pack_panels)(TWB_F32, true, src, src_row, 0, depth, 0, rows, panels, 16 * depth);
 }
 /* rows of `depth` numbers next to each other, each filled up with zeros to whole vectors */
-TWB_FN void twb_att_pack_rows(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *dst, ptrdiff_t dst_row) {
+TWB_FN void twb_att_pack_rows(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *dst,
+                              ptrdiff_t dst_row) {
     ptrdiff_t r, d;
-    for (r = 0; r < rows; r++) for (d = 0; d < depth; d += 16) twb_store(dst + r * dst_row + d, twb_get(src + r * src_row + d, depth - d));
+    for (r = 0; r < rows; r++) for (d = 0; d < depth; d += 16)
+        twb_store(dst + r * dst_row + d, twb_get(src + r * src_row + d, depth - d));
 }
 
 /* what the bias adds to the scores s[0 .. n) of query i and keys j0 on, and -infinity where a mask hides a key */
-TWB_FN void twb_att_hide(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i, ptrdiff_t j0, ptrdiff_t n, float *s) {
+TWB_FN void twb_att_hide(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i, ptrdiff_t j0, ptrdiff_t n,
+                         float *s) {
     const float *bias = a->bias ? a->bias + b * a->bias_batch + h * a->bias_head + i * a->bias_row + j0 : NULL;
     const unsigned char *keys = a->key_mask ? a->key_mask + b * a->key_mask_batch + j0 : NULL;
     const unsigned char *mask = a->mask ? a->mask + b * a->mask_batch + i * a->mask_row + j0 : NULL;
@@ -4383,50 +4590,69 @@ TWB_VFN void TWB_NAME(twb_att_fetch)(TWB_NAME(twb_att_ahead) *next, ptrdiff_t ro
         for (which = 0; which < 3; which++)
             if (next->at[which]) {
                 for (d = 0; d < next->depth; d += 16) TWB_PREFETCH(next->at[which] + d);
-                next->at[which] += next->row[which];
+                if (next->rows > 1) next->at[which] += next->row[which];
             }
 }
 
-/* queries [i0, i1) of head h; then comes the first tile of head `coming`, or nothing (-1) */
-TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t coming, float *scratch) {
+/* After the tile of keys [j0, j0 + keys): the head's next tile, or the first tile of head `coming` (-1: of none). */
+TWB_FN TWB_NAME(twb_att_ahead) TWB_NAME(twb_att_after)(const twb_attention_args *a, const float *k, const float *v,
+                                                       ptrdiff_t after, ptrdiff_t keys_end, ptrdiff_t coming) {
+    TWB_NAME(twb_att_ahead) next;
+    memset(&next, 0, sizeof next);
+    next.depth = a->head_dim;
+    next.row[0] = a->k_row;
+    next.row[1] = a->v_row;
+    next.row[2] = a->q_row;
+    if (after < keys_end) {
+        if (a->k_row == a->head_dim && a->v_row == a->head_dim) return next;
+        next.rows = twb_min_size(TWB_ATT_KEYS, keys_end - after);
+        next.at[0] = k + after * a->k_row;
+        next.at[1] = v + after * a->v_row;
+    } else if (coming >= 0) {
+        const ptrdiff_t b = coming / a->heads, h = coming % a->heads, kv = h / (a->heads / a->kv_heads);
+        next.rows = twb_min_size(TWB_ATT_KEYS, a->tk);
+        next.at[0] = a->k + b * a->k_batch + kv * a->k_head;
+        next.at[1] = a->v + b * a->v_batch + kv * a->v_head;
+        if (a->tq >= next.rows) next.at[2] = a->q + b * a->q_batch + h * a->q_head;
+    }
+    return next;
+}
+
+/* The random stream of a query's probabilities; key j draws its number j. */
+TWB_VFN twb_stream TWB_NAME(twb_att_stream)(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i) {
+    const twb_stream none = { 0, 0 };
+    return a->dropout > 0.0f ? twb_stream_of(a->dropout_seed, (uint64_t)((b * a->heads + h) * a->tq + i)) : none;
+}
+
+/* queries [i0, i1) of head h; then comes head `coming`, or nothing (-1) */
+TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i0,
+                                      ptrdiff_t i1, ptrdiff_t coming, float *scratch) {
     const twb_attention_args *a = &job->a;
     const ptrdiff_t kv = h / (a->heads / a->kv_heads), D = a->head_dim, keys_end = twb_attention_visible(a, i1 - 1);
     const float *k = a->k + b * a->k_batch + kv * a->k_head, *v = a->v + b * a->v_batch + kv * a->v_head;
     const float *q = a->q + b * a->q_batch + h * a->q_head;
-    float *out = a->out + b * a->out_batch + h * a->out_head, *lse = a->lse ? a->lse + (b * a->heads + h) * a->tq : NULL;
+    float *out = a->out + b * a->out_batch + h * a->out_head;
+    float *lse = a->lse ? a->lse + (b * a->heads + h) * a->tq : NULL;
     float *panels = scratch, *values = panels + TWB_ATT_KEYS * D, *strip = values + TWB_ATT_KEYS * job->depth;
     float *tops = strip + TWB_ATT_GROUP * TWB_ATT_STRIP, *sums = tops + TWB_ATT_QUERIES / TWB_ATT_GROUP * 16;
-    const bool pack_values = D % 16 != 0 || (a->v_row != D && i1 - i0 >= 2 * TWB_ATT_GROUP), hidden = a->bias || a->key_mask || a->mask;
-    const twb_v zero = twb_set1(0.0f), none = twb_sub(zero, twb_infinity()), drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout));
-    float scale[16], keep[16], gain[16], shift[16];
+    const bool pack_values = D % 16 != 0 || (a->v_row != D && i1 - i0 >= 2 * TWB_ATT_GROUP);
+    const bool hidden = a->bias || a->key_mask || a->mask;
+    const twb_v zero = twb_set1(0.0f), none = twb_sub(zero, twb_infinity());
+    const twb_v drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout));
+    float scale[16], each[16], gain[16];
     ptrdiff_t j0, i, j, d;
     int r;
     twb_store(scale, twb_set1(a->scale));
-    for (i = i0; i < i1; i++) {
-        if (twb_attention_visible(a, i)) break;                    /* queries that see nothing come first */
+    for (i = i0; i < i1 && !twb_attention_visible(a, i); i++) {     /* queries that see nothing come first */
         for (d = 0; d < D; d++) out[i * a->out_row + d] = 0.0f;
         if (lse) twb_storen(lse + i, none, 1);
     }
     for (j0 = 0; j0 < keys_end; j0 += TWB_ATT_KEYS) {
-        const ptrdiff_t keys = twb_min_size(TWB_ATT_KEYS, keys_end - j0);
+        const ptrdiff_t keys = twb_min_size(TWB_ATT_KEYS, keys_end - j0), groups = twb_ceil_div(i1 - i0, TWB_ATT_GROUP);
+        TWB_NAME(twb_att_ahead) next = TWB_NAME(twb_att_after)(a, k, v, j0 + keys, keys_end, coming);
+        const ptrdiff_t share = twb_ceil_div(next.rows, groups);
         const float *tile_v = v + j0 * a->v_row;
-        ptrdiff_t tile_row = a->v_row, share;
-        TWB_NAME(twb_att_ahead) next;
-        memset(&next, 0, sizeof next);
-        next.depth = D;
-        if (j0 + keys < keys_end && (a->k_row != D || a->v_row != D)) {
-            next.rows = twb_min_size(TWB_ATT_KEYS, keys_end - j0 - keys);
-            next.at[0] = k + (j0 + keys) * a->k_row;
-            next.at[1] = v + (j0 + keys) * a->v_row;
-        } else if (coming >= 0 && j0 + keys >= keys_end) {
-            const ptrdiff_t cb = coming / a->heads, ch = coming % a->heads, ckv = ch / (a->heads / a->kv_heads);
-            next.rows = twb_min_size(TWB_ATT_KEYS, a->tk);
-            next.at[0] = a->k + cb * a->k_batch + ckv * a->k_head;
-            next.at[1] = a->v + cb * a->v_batch + ckv * a->v_head;
-            if (a->tq >= next.rows) next.at[2] = a->q + cb * a->q_batch + ch * a->q_head;
-        }
-        next.row[0] = a->k_row; next.row[1] = a->v_row; next.row[2] = a->q_row;
-        share = twb_ceil_div(next.rows, twb_ceil_div(i1 - i0, TWB_ATT_GROUP));
+        ptrdiff_t tile_row = a->v_row;
         twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, panels);
         if (pack_values) {
             twb_att_pack_rows(tile_v, a->v_row, keys, D, values, job->depth);
@@ -4438,146 +4664,203 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             const ptrdiff_t seen = twb_attention_visible(a, i + rows - 1), strip_keys = twb_min_size(keys, seen - j0);
             float *top = tops + (i - i0) / TWB_ATT_GROUP * 16, *sum = sums + (i - i0) / TWB_ATT_GROUP * 16;
             const bool first = j0 == 0, last = seen - j0 <= TWB_ATT_KEYS;
-            twb_v old_top, new_top, shifts, old_sum, factor;
+            twb_v old_top, new_top, shifts, total, factor;
             TWB_NAME(twb_att_fetch)(&next, share);
             if (strip_keys <= 0) continue;
-            twb_att_product(rows, (strip_keys + 15) / 16 * 16, false, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D, strip, TWB_ATT_STRIP, NULL, scale);
-            old_top = first ? none : twb_load(top);
-            twb_store(keep, none);
+            twb_att_product(rows, (strip_keys + 15) / 16 * 16, false, D, q + i * a->q_row, a->q_row, 1, panels, 16,
+                            16 * D,
+                            strip, TWB_ATT_STRIP, NULL, scale);
+            twb_store(each, none);                                 /* the rows' maxima */
             for (r = 0; r < rows; r++) {
                 const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, i + r) - j0);
-                if (hidden && n > 0) twb_att_hide(a, b, h, i + r, j0, n, strip + r * TWB_ATT_STRIP);
-                if (n > 0) keep[r] = TWB_NAME(twb_row_max)(strip + r * TWB_ATT_STRIP, n);
+                if (n <= 0) continue;
+                if (hidden) twb_att_hide(a, b, h, i + r, j0, n, strip + r * TWB_ATT_STRIP);
+                each[r] = TWB_NAME(twb_row_max)(strip + r * TWB_ATT_STRIP, n);
             }
-            new_top = twb_max(twb_load(keep), old_top);
-            shifts = twb_sel_lt(none, new_top, new_top, zero);      /* nothing seen yet: any number will do */
-            twb_store(shift, shifts);
-            twb_store(keep, zero);
+            old_top = first ? none : twb_load(top);
+            new_top = twb_max(twb_load(each), old_top);
+            twb_store(top, new_top);
+            shifts = twb_sel_lt(none, new_top, new_top, zero);     /* nothing seen yet: any number will do */
+            twb_store(gain, shifts);
+            twb_store(each, zero);                                 /* the rows' sums */
             for (r = 0; r < rows; r++) {
                 const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, i + r) - j0);
+                const twb_stream stream = TWB_NAME(twb_att_stream)(a, b, h, i + r);
+                const twb_v shift = twb_set1(gain[r]);
                 float *s = strip + r * TWB_ATT_STRIP;
-                twb_v total = zero, less = twb_set1(shift[r]);
-                twb_stream stream = { 0, 0 };
-                if (a->dropout > 0.0f) stream = twb_stream_of(a->dropout_seed, (uint64_t)((b * a->heads + h) * a->tq + i + r));
+                total = zero;
                 for (j = 0; j < n; j += 16) {
-                    twb_v e = twb_first(n - j, twb_vexp_neg(twb_sub(twb_load(s + j), less)), zero);
+                    twb_v e = twb_first(n - j, twb_vexp_neg(twb_sub(twb_load(s + j), shift)), zero);
                     total = twb_add(total, e);
                     if (a->dropout > 0.0f) e = twb_vkeep(twb_vmix(stream, (uint32_t)(j0 + j)), drop, e, kept);
                     twb_store(s + j, e);
                 }
                 for (; j < strip_keys; j += 16) twb_store(s + j, zero);
-                keep[r] = twb_hsum(total);
+                each[r] = twb_hsum(total);
             }
-            old_sum = first ? zero : twb_load(sum);
-            factor = twb_vexp_neg(twb_sub(old_top, shifts));        /* what the earlier tiles are still worth */
-            old_sum = twb_fma(old_sum, factor, twb_load(keep));
-            twb_store(top, new_top);
-            twb_store(sum, old_sum);
-            twb_store(keep, factor);
-            twb_store(gain, last ? twb_sel_lt(zero, old_sum, twb_div(twb_set1(1.0f), old_sum), zero) : twb_set1(1.0f));
-            twb_att_product(rows, D, false, strip_keys, strip, TWB_ATT_STRIP, 1, tile_v, tile_row, 16, out + i * a->out_row, a->out_row, first ? NULL : keep, gain);
-            if (last && lse) twb_storen(lse + i, twb_add(shifts, twb_vlog(old_sum)), rows);
+            factor = twb_vexp_neg(twb_sub(old_top, shifts));       /* what the earlier tiles are still worth */
+            total = twb_fma(first ? zero : twb_load(sum), factor, twb_load(each));
+            twb_store(sum, total);
+            twb_store(each, factor);
+            twb_store(gain, last ? twb_sel_lt(zero, total, twb_div(twb_set1(1.0f), total), zero) : twb_set1(1.0f));
+            twb_att_product(rows, D, false, strip_keys, strip, TWB_ATT_STRIP, 1, tile_v, tile_row, 16,
+                            out + i * a->out_row, a->out_row, first ? NULL : each, gain);
+            if (last && lse) twb_storen(lse + i, twb_add(shifts, twb_vlog(total)), rows);
         }
     }
 }
 
-/* The gradients of one key head: see the chapter's head. */
+/* One row of a strip, n keys of `whole`: p holds the scores and becomes the probabilities (as dropout left them), ds
+   holds
+   dO v_j and becomes scale times the gradients of the scores. */
+TWB_FN void TWB_NAME(twb_att_slopes)(const twb_attention_args *a, twb_stream stream, ptrdiff_t j0, ptrdiff_t n,
+                                     ptrdiff_t whole, float lse, float delta, float *p, float *ds, float *d_bias) {
+    const twb_v zero = twb_set1(0.0f), scale = twb_set1(a->scale), from = twb_set1(delta);
+    const twb_v drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout));
+    twb_v shift = twb_set1(lse);
+    ptrdiff_t j;
+    /* a query that saw nothing */
+    shift = twb_sel_lt(twb_sub(zero, twb_infinity()), shift, shift, twb_infinity());
+    for (j = 0; j < n; j += 16) {
+        twb_v e = twb_first(n - j, twb_vexp_neg(twb_sub(twb_load(p + j), shift)), zero), dp = twb_load(ds + j),
+                used = e;
+        if (a->dropout > 0.0f) {
+            twb_vi bits = twb_vmix(stream, (uint32_t)(j0 + j));
+            used = twb_vkeep(bits, drop, e, kept);
+            dp = twb_vkeep(bits, drop, dp, kept);
+        }
+        twb_store(p + j, used);
+        e = twb_mul(e, twb_sub(dp, from));
+        if (d_bias) twb_put(d_bias + j, twb_add(twb_get(d_bias + j, n - j), e), n - j);
+        twb_store(ds + j, twb_mul(e, scale));
+    }
+    for (; j < whole; j += 16) {
+        twb_store(p + j, zero);
+        twb_store(ds + j, zero);
+    }
+}
+
+/* What a backward task keeps in its scratch, for one tile of keys and one block of queries. */
+typedef struct TWB_NAME(twb_att_tiles) {
+    /* K^T and V^T in panels, K in rows; dK and dV so far */
+    float *key_panels, *value_panels, *key_rows, *sum_dk, *sum_dv;
+    float *query_rows, *d_out_rows, *p, *ds, *delta;                /* Q and dO in rows; strips; D of every query */
+} TWB_NAME(twb_att_tiles);
+
+/* queries [q0, q0 + queries) of head h against the tile of keys [j0, j0 + keys): dq, sum_dk, sum_dv */
+TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const TWB_NAME(twb_att_tiles) *t,
+                                             ptrdiff_t b, ptrdiff_t h, ptrdiff_t q0, ptrdiff_t queries, ptrdiff_t j0,
+                                             ptrdiff_t keys) {
+    const twb_attention_args *a = &job->a;
+    const twb_attention_grads *g = &job->g;
+    const ptrdiff_t D = a->head_dim, W = job->depth, whole = (keys + 15) / 16 * 16;
+    const bool hidden = a->bias || a->key_mask || a->mask, add = g->accumulate || j0 > 0;
+    const float *lse = a->lse + (b * a->heads + h) * a->tq;
+    float *dq = g->dq + b * g->dq_batch + h * g->dq_head, ones[16], scales[16];
+    ptrdiff_t reach[TWB_ATT_BACK_QUERIES / TWB_ATT_GROUP], i, j;
+    int r;
+    twb_store(ones, twb_set1(1.0f));
+    twb_store(scales, twb_set1(a->scale));
+    twb_att_pack_rows(a->q + b * a->q_batch + h * a->q_head + q0 * a->q_row, a->q_row, queries, D, t->query_rows, W);
+    twb_att_pack_rows(g->d_out + b * g->d_out_batch + h * g->d_out_head + q0 * g->d_out_row, g->d_out_row, queries, D,
+                      t->d_out_rows, W);
+    for (i = 0; i < queries; i += TWB_ATT_GROUP) {
+        const int rows = (int)twb_min_size(TWB_ATT_GROUP, queries - i);
+        const ptrdiff_t strip_keys = twb_min_size(keys, twb_attention_visible(a, q0 + i + rows - 1) - j0);
+        const ptrdiff_t strip_whole = (strip_keys + 15) / 16 * 16;
+        float *p = t->p + i * TWB_ATT_BACK_STRIP, *ds = t->ds + i * TWB_ATT_BACK_STRIP;
+        reach[i / TWB_ATT_GROUP] = strip_keys;
+        if (strip_keys <= 0) continue;
+        twb_att_product(rows, strip_whole, false, D, t->query_rows + i * W, W, 1, t->key_panels, 16, 16 * D,
+                        p, TWB_ATT_BACK_STRIP, NULL, scales);
+        twb_att_product(rows, strip_whole, false, D, t->d_out_rows + i * W, W, 1, t->value_panels, 16, 16 * D,
+                        ds, TWB_ATT_BACK_STRIP, NULL, ones);
+        for (r = 0; r < rows; r++) {
+            const ptrdiff_t at = q0 + i + r, n = twb_min_size(strip_keys, twb_attention_visible(a, at) - j0);
+            const ptrdiff_t bias_at = b * a->bias_batch + h * a->bias_head + at * a->bias_row + j0;
+            if (hidden && n > 0) twb_att_hide(a, b, h, at, j0, n, p + r * TWB_ATT_BACK_STRIP);
+            TWB_NAME(twb_att_slopes)(a, TWB_NAME(twb_att_stream)(a, b, h, at), j0, n, whole, lse[at], t->delta[at],
+                                     p + r * TWB_ATT_BACK_STRIP, ds + r * TWB_ATT_BACK_STRIP,
+                                     g->d_bias ? g->d_bias + bias_at : NULL);
+        }
+        twb_att_product(rows, D, false, strip_keys, ds, TWB_ATT_BACK_STRIP, 1, t->key_rows, W, 16,
+                        dq + (q0 + i) * g->dq_row, g->dq_row, add ? ones : NULL, ones);
+    }
+    /* 12 keys at a time, over the queries from the first that sees them */
+    for (i = j = 0; j < keys; j += TWB_ATT_GROUP) {
+        const ptrdiff_t rows = twb_min_size(TWB_ATT_GROUP, keys - j);
+        while (i < queries && reach[i / TWB_ATT_GROUP] <= j) i += TWB_ATT_GROUP;
+        if (i >= queries) break;
+        twb_att_product(rows, W, true, queries - i, t->p + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
+                        t->d_out_rows + i * W, W, 16, t->sum_dv + j * W, W, ones, ones);
+        twb_att_product(rows, W, true, queries - i, t->ds + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
+                        t->query_rows + i * W, W, 16, t->sum_dk + j * W, W, ones, ones);
+    }
+}
+
+/* rows of W into rows of D, written or added */
+TWB_FN void TWB_NAME(twb_att_flush)(const float *src, ptrdiff_t W, ptrdiff_t rows, ptrdiff_t D, bool add, float *dst,
+                                    ptrdiff_t dst_row) {
+    ptrdiff_t r, d;
+    for (r = 0; r < rows; r++, src += W, dst += dst_row)
+        for (d = 0; d < D; d += 16) {
+            twb_v x = twb_load(src + d);
+            twb_put(dst + d, add ? twb_add(twb_get(dst + d, D - d), x) : x, D - d);
+        }
+}
+
+/* The gradients of one key head and of the query heads that read it: see the chapter's head. */
 TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b, ptrdiff_t kv, float *scratch) {
     const twb_attention_args *a = &job->a;
     const twb_attention_grads *g = &job->g;
     const ptrdiff_t D = a->head_dim, W = job->depth, group = a->heads / a->kv_heads;
     const float *k = a->k + b * a->k_batch + kv * a->k_head, *v = a->v + b * a->v_batch + kv * a->v_head;
     float *dk = g->dk + b * g->dk_batch + kv * g->dk_head, *dv = g->dv + b * g->dv_batch + kv * g->dv_head;
-    float *key_panels = scratch, *value_panels = key_panels + TWB_ATT_BACK_KEYS * D, *key_rows = value_panels + TWB_ATT_BACK_KEYS * D;
-    float *sum_dk = key_rows + TWB_ATT_BACK_KEYS * W, *sum_dv = sum_dk + TWB_ATT_BACK_KEYS * W;
-    float *query_rows = sum_dv + TWB_ATT_BACK_KEYS * W, *dout_rows = query_rows + TWB_ATT_BACK_QUERIES * W;
-    float *strips_p = dout_rows + TWB_ATT_BACK_QUERIES * W, *strips_ds = strips_p + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
-    float *delta = strips_ds + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
-    const bool hidden = a->bias || a->key_mask || a->mask;
-    const twb_v zero = twb_set1(0.0f), drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout)), scale = twb_set1(a->scale);
-    float ones[16], scales[16];
-    ptrdiff_t h, i, j, d, j0, q0;
-    int r;
-    twb_store(ones, twb_set1(1.0f));
-    twb_store(scales, scale);
+    const twb_v zero = twb_set1(0.0f);
+    TWB_NAME(twb_att_tiles) t;
+    ptrdiff_t h, i, d, j0, q0;
+    t.key_panels = scratch;
+    t.value_panels = t.key_panels + TWB_ATT_BACK_KEYS * D;
+    t.key_rows = t.value_panels + TWB_ATT_BACK_KEYS * D;
+    t.sum_dk = t.key_rows + TWB_ATT_BACK_KEYS * W;
+    t.sum_dv = t.sum_dk + TWB_ATT_BACK_KEYS * W;
+    t.query_rows = t.sum_dv + TWB_ATT_BACK_KEYS * W;
+    t.d_out_rows = t.query_rows + TWB_ATT_BACK_QUERIES * W;
+    t.p = t.d_out_rows + TWB_ATT_BACK_QUERIES * W;
+    t.ds = t.p + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
+    t.delta = t.ds + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
     for (h = kv * group; h < (kv + 1) * group; h++) {
-        const float *q = a->q + b * a->q_batch + h * a->q_head, *out = a->out + b * a->out_batch + h * a->out_head;
-        const float *d_out = g->d_out + b * g->d_out_batch + h * g->d_out_head, *lse = a->lse + (b * a->heads + h) * a->tq;
+        const float *out = a->out + b * a->out_batch + h * a->out_head, *d_out = g->d_out + b * g->d_out_batch
+                + h * g->d_out_head;
         float *dq = g->dq + b * g->dq_batch + h * g->dq_head;
-        const bool add_kv = g->accumulate || h > kv * group;
         for (i = 0; i < a->tq; i++) {
+            const ptrdiff_t group_end = twb_min_size((i / TWB_ATT_GROUP + 1) * TWB_ATT_GROUP, a->tq);
             twb_v sum = zero;
-            for (d = 0; d < D; d += 16) sum = twb_fma(twb_get(out + i * a->out_row + d, D - d), twb_get(d_out + i * g->d_out_row + d, D - d), sum);
-            delta[i] = twb_hsum(sum);
-        }
-        if (!g->accumulate)
-            for (i = 0; i < a->tq && !twb_attention_visible(a, twb_min_size(i / TWB_ATT_GROUP * TWB_ATT_GROUP + TWB_ATT_GROUP, a->tq) - 1); i++)
+            for (d = 0; d < D; d += 16)
+                sum = twb_fma(twb_get(out + i * a->out_row + d, D - d), twb_get(d_out + i * g->d_out_row + d, D - d),
+                              sum);
+            t.delta[i] = twb_hsum(sum);
+            /* its strip sees nothing: nobody will write here */
+            if (!g->accumulate && !twb_attention_visible(a, group_end - 1))
                 for (d = 0; d < D; d++) dq[i * g->dq_row + d] = 0.0f;
+        }
         for (j0 = 0; j0 < a->tk; j0 += TWB_ATT_BACK_KEYS) {
-            const ptrdiff_t keys = twb_min_size(TWB_ATT_BACK_KEYS, a->tk - j0), whole = (keys + 15) / 16 * 16;
-            const bool add_q = g->accumulate || j0 > 0;
-            twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, key_panels);
-            twb_att_pack_keys(v + j0 * a->v_row, a->v_row, keys, D, value_panels);
-            twb_att_pack_rows(k + j0 * a->k_row, a->k_row, keys, D, key_rows, W);
-            for (d = 0; d < keys * W; d += 16) { twb_store(sum_dk + d, zero); twb_store(sum_dv + d, zero); }
+            const ptrdiff_t keys = twb_min_size(TWB_ATT_BACK_KEYS, a->tk - j0);
+            const bool add = g->accumulate || h > kv * group;
+            twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, t.key_panels);
+            twb_att_pack_keys(v + j0 * a->v_row, a->v_row, keys, D, t.value_panels);
+            twb_att_pack_rows(k + j0 * a->k_row, a->k_row, keys, D, t.key_rows, W);
+            for (d = 0; d < keys * W; d += 16) {
+                twb_store(t.sum_dk + d, zero);
+                twb_store(t.sum_dv + d, zero);
+            }
             for (q0 = 0; q0 < a->tq; q0 += TWB_ATT_BACK_QUERIES) {
                 const ptrdiff_t queries = twb_min_size(TWB_ATT_BACK_QUERIES, a->tq - q0);
-                ptrdiff_t start = queries, reach[TWB_ATT_BACK_QUERIES / TWB_ATT_GROUP];
-                if (twb_attention_visible(a, q0 + queries - 1) <= j0) continue;
-                twb_att_pack_rows(q + q0 * a->q_row, a->q_row, queries, D, query_rows, W);
-                twb_att_pack_rows(d_out + q0 * g->d_out_row, g->d_out_row, queries, D, dout_rows, W);
-                for (i = 0; i < queries; i += TWB_ATT_GROUP) {
-                    const int rows = (int)twb_min_size(TWB_ATT_GROUP, queries - i);
-                    const ptrdiff_t strip_keys = twb_min_size(keys, twb_attention_visible(a, q0 + i + rows - 1) - j0);
-                    float *strip_p = strips_p + i * TWB_ATT_BACK_STRIP, *strip_ds = strips_ds + i * TWB_ATT_BACK_STRIP;
-                    reach[i / TWB_ATT_GROUP] = strip_keys;
-                    if (strip_keys <= 0) continue;
-                    if (i < start) start = i;
-                    twb_att_product(rows, (strip_keys + 15) / 16 * 16, false, D, query_rows + i * W, W, 1, key_panels, 16, 16 * D, strip_p, TWB_ATT_BACK_STRIP, NULL, scales);
-                    twb_att_product(rows, (strip_keys + 15) / 16 * 16, false, D, dout_rows + i * W, W, 1, value_panels, 16, 16 * D, strip_ds, TWB_ATT_BACK_STRIP, NULL, ones);
-                    for (r = 0; r < rows; r++) {
-                        const ptrdiff_t at = q0 + i + r, n = twb_min_size(strip_keys, twb_attention_visible(a, at) - j0);
-                        float *p = strip_p + r * TWB_ATT_BACK_STRIP, *ds = strip_ds + r * TWB_ATT_BACK_STRIP;
-                        float *d_bias = g->d_bias ? g->d_bias + b * a->bias_batch + h * a->bias_head + at * a->bias_row + j0 : NULL;
-                        twb_v less = twb_set1(lse[at]), from = twb_set1(delta[at]);
-                        twb_stream stream = { 0, 0 };
-                        less = twb_sel_lt(twb_sub(zero, twb_infinity()), less, less, twb_infinity());       /* a query that saw nothing */
-                        if (hidden && n > 0) twb_att_hide(a, b, h, at, j0, n, p);
-                        if (a->dropout > 0.0f) stream = twb_stream_of(a->dropout_seed, (uint64_t)((b * a->heads + h) * a->tq + at));
-                        for (j = 0; j < n; j += 16) {
-                            twb_v e = twb_first(n - j, twb_vexp_neg(twb_sub(twb_load(p + j), less)), zero), dp = twb_load(ds + j), x = e;
-                            if (a->dropout > 0.0f) {
-                                twb_vi bits = twb_vmix(stream, (uint32_t)(j0 + j));
-                                x = twb_vkeep(bits, drop, e, kept);
-                                dp = twb_vkeep(bits, drop, dp, kept);
-                            }
-                            twb_store(p + j, x);
-                            x = twb_mul(e, twb_sub(dp, from));
-                            if (d_bias) twb_put(d_bias + j, twb_add(twb_get(d_bias + j, n - j), x), n - j);
-                            twb_store(ds + j, twb_mul(x, scale));
-                        }
-                        for (; j < whole; j += 16) { twb_store(p + j, zero); twb_store(ds + j, zero); }
-                    }
-                    twb_att_product(rows, D, false, strip_keys, strip_ds, TWB_ATT_BACK_STRIP, 1, key_rows, W, 16,
-                                    dq + (q0 + i) * g->dq_row, g->dq_row, add_q ? ones : NULL, ones);
-                }
-                for (j = 0; j < keys; j += TWB_ATT_GROUP) {        /* 12 keys at a time, over the queries that see the first of them */
-                    const ptrdiff_t rows = twb_min_size(TWB_ATT_GROUP, keys - j);
-                    for (i = start; i < queries && reach[i / TWB_ATT_GROUP] <= j; i += TWB_ATT_GROUP) continue;
-                    if (i >= queries) break;
-                    twb_att_product(rows, W, true, queries - i, strips_p + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
-                                    dout_rows + i * W, W, 16, sum_dv + j * W, W, ones, ones);
-                    twb_att_product(rows, W, true, queries - i, strips_ds + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
-                                    query_rows + i * W, W, 16, sum_dk + j * W, W, ones, ones);
-                }
+                if (twb_attention_visible(a, q0 + queries - 1) > j0)
+                    TWB_NAME(twb_att_backward_block)(job, &t, b, h, q0, queries, j0, keys);
             }
-            for (j = 0; j < keys; j++)
-                for (d = 0; d < D; d += 16) {
-                    float *to_k = dk + (j0 + j) * g->dk_row + d, *to_v = dv + (j0 + j) * g->dv_row + d;
-                    twb_v x = twb_load(sum_dk + j * W + d), y = twb_load(sum_dv + j * W + d);
-                    twb_put(to_k, add_kv ? twb_add(twb_get(to_k, D - d), x) : x, D - d);
-                    twb_put(to_v, add_kv ? twb_add(twb_get(to_v, D - d), y) : y, D - d);
-                }
+            TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, dk + j0 * g->dk_row, g->dk_row);
+            TWB_NAME(twb_att_flush)(t.sum_dv, W, keys, D, add, dv + j0 * g->dv_row, g->dv_row);
         }
     }
 }
@@ -4590,10 +4873,13 @@ TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
         next = twb_queue_take(&job->queue, worker, task);
         if (job->g.d_out) {
             TWB_NAME(twb_att_backward)(job, task / job->a.kv_heads, task % job->a.kv_heads, scratch);
-        } else {                                                   /* a head's long blocks, at its end when causal, come first */
-            const ptrdiff_t head = task / job->row_blocks, i0 = (job->row_blocks - 1 - task % job->row_blocks) * TWB_ATT_QUERIES;
-            const ptrdiff_t coming = job->fetch && next < job->queue.count && next / job->row_blocks != head ? next / job->row_blocks : -1;
-            TWB_NAME(twb_att_forward)(job, head / job->a.heads, head % job->a.heads, i0, twb_min_size(i0 + TWB_ATT_QUERIES, job->a.tq), coming, scratch);
+        /* a head's long blocks, at its end when causal, come first */
+        } else {
+            const ptrdiff_t head = task / job->row_blocks, next_head = next / job->row_blocks;
+            const ptrdiff_t i0 = (job->row_blocks - 1 - task % job->row_blocks) * TWB_ATT_QUERIES;
+            const ptrdiff_t coming = job->fetch && next < job->queue.count && next_head != head ? next_head : -1;
+            TWB_NAME(twb_att_forward)(job, head / job->a.heads, head % job->a.heads, i0,
+                                      twb_min_size(i0 + TWB_ATT_QUERIES, job->a.tq), coming, scratch);
         }
     }
 }

@@ -203,7 +203,7 @@ static text read_file(const char *path) {
 
 static void train(tw_context *tw, const text *t, int steps) {
     char config[256], schedule[96];
-    tw_tokenizer *tokenizer = tw_train_tokenizer(tw, t->data, t->length, VOCABULARY);
+    tw_tokenizer *tokenizer = tw_train_tokenizer(tw, t->data, t->length, VOCABULARY, NULL);
     tw_dataset_desc rows = { .batch_size = BATCH, .block_size = BLOCK, .max_steps = steps, .shuffle = true };
     tw_model *gpt;
     tw_dataset *data;

@@ -1,5 +1,7 @@
-/* Everything in twinkle_blas.h but the matrix products: against references in double precision, over odd sizes, tails, strides and
-   misaligned pointers; the same bits from every kernel set, for 1 to 3 threads and for a host that runs tasks backwards; every
+/* Everything in twinkle_blas.h but the matrix products: against references in double precision, over odd sizes, tails,
+   strides and
+   misaligned pointers; the same bits from every kernel set, for 1 to 3 threads and for a host that runs tasks
+   backwards; every
    backward pass against numeric differences or its formula in double precision; errors in ulp. */
 #define TWINKLE_BLAS_IMPLEMENTATION
 #include "twinkle_blas.h"
@@ -16,7 +18,8 @@ static void run_backwards(void *user, int count, void (*task)(void *arg, int ind
 
 typedef void (*case_fn)(const twb_cpu *cpu, const void *what, float *out);
 
-/* Runs the case on plain C with one thread into `out`, then on every other set and number of threads: all must give the same bits. */
+/* Runs the case on plain C with one thread into `out`, then on every other set and number of threads: all must give the
+   same bits. */
 static void everywhere(const char *name, case_fn run, const void *what, size_t count, float *out) {
     int isa, threads;
     twb_cpu cpu = twb_cpu_default();
@@ -35,8 +38,10 @@ static void everywhere(const char *name, case_fn run, const void *what, size_t c
             memset(again, 0, count * sizeof *again);
             run(&cpu, what, again);
             for (i = count; i-- > 0;)
-                if (twb_float_bits(again[i]) != twb_float_bits(out[i]) && !(isnan(again[i]) && isnan(out[i]))) first = i;
-            CHECK(first == count, "%s: %s with %d threads differs from plain C at %lu: %.9g, not %.9g", name, twb_isa_name(cpu.isa),
+                if (twb_float_bits(again[i]) != twb_float_bits(out[i]) && !(isnan(again[i]) && isnan(out[i])))
+                    first = i;
+            CHECK(first == count, "%s: %s with %d threads differs from plain C at %lu: %.9g, not %.9g", name,
+                  twb_isa_name(cpu.isa),
                   threads, (unsigned long)first, (double)again[first], (double)out[first]);
         }
     }
@@ -64,13 +69,16 @@ static void near(const char *name, ptrdiff_t count, const float *got, const doub
     double top = 1e-30, worst = 0;
     ptrdiff_t i, at = 0;
     for (i = 0; i < count; i++) if (fabs(wanted[i]) > top) top = fabs(wanted[i]);
-    for (i = 0; i < count; i++) if (!(fabs((double)got[i] - wanted[i]) <= worst)) { worst = fabs((double)got[i] - wanted[i]); at = i; }
-    CHECK(worst <= tolerance * top + 1e-10, "%s: element %ld is %.9g, not %.9g (largest %.3g)", name, (long)at, (double)got[at], wanted[at], top);
+    for (i = 0; i < count; i++) if (!(fabs((double)got[i] - wanted[i]) <= worst))
+        { worst = fabs((double)got[i] - wanted[i]); at = i; }
+    CHECK(worst <= tolerance * top + 1e-10, "%s: element %ld is %.9g, not %.9g (largest %.3g)", name, (long)at,
+          (double)got[at], wanted[at], top);
 }
 
 /* Numeric gradient: d loss/d x at up to 40 places, by central differences, against `grad`. */
 typedef double (*loss_fn)(void *what);
-static void differences(const char *name, loss_fn loss, void *what, ptrdiff_t count, float *x, const float *grad, double tolerance) {
+static void differences(const char *name, loss_fn loss, void *what, ptrdiff_t count, float *x, const float *grad,
+                        double tolerance) {
     const float h = 1.0f / 128;
     const double top = largest(count, grad);
     ptrdiff_t step = count / 40 + 1, i;
@@ -82,7 +90,8 @@ static void differences(const char *name, loss_fn loss, void *what, ptrdiff_t co
         x[i] = down;
         slope = (slope - loss(what)) / ((double)up - (double)down);
         x[i] = kept;
-        CHECK(fabs(slope - (double)grad[i]) <= tolerance * top + 1e-6, "%s: gradient %ld is %.6g, differences say %.6g", name, (long)i, (double)grad[i], slope);
+        CHECK(fabs(slope - (double)grad[i]) <= tolerance * top + 1e-6, "%s: gradient %ld is %.6g, differences say %.6g",
+              name, (long)i, (double)grad[i], slope);
     }
 }
 static double weighted(ptrdiff_t count, const float *y, const float *weight) {
@@ -100,17 +109,23 @@ static double ulps(float y, double x) {
     const float rounded = (float)x;
     int e;
     if (isnan(x) || isnan((double)y)) return isnan(x) && isnan((double)y) ? 0 : HUGE_VAL;
-    if (isinf((double)rounded) || isinf((double)y)) return rounded == y ? 0 : fabs(x) > 3.402e38 && fabs((double)y) > 3.402e38 ? 1 : HUGE_VAL;
+    if (isinf((double)rounded) || isinf((double)y)) return rounded == y ? 0 : fabs(x) > 3.402e38 && fabs((double)y)
+        > 3.402e38 ? 1 : HUGE_VAL;
     frexp(x, &e);
     return fabs((double)y - x) / ldexp(1, (e < -125 ? -125 : e) - 24);
 }
 
 static const struct { twb_unary_op op; const char *name; double ulps; float range; } functions[] = {
-    { TWB_COPY, "copy", 0, 9 },       { TWB_NEG, "neg", 0, 9 },             { TWB_ABS, "abs", 0, 9 },            { TWB_SQUARE, "square", 0.5, 9 },
-    { TWB_RECIPROCAL, "reciprocal", 0.5, 9 }, { TWB_SQRT, "sqrt", 0.5, 9 }, { TWB_RSQRT, "rsqrt", 1.5, 9 },      { TWB_EXP, "exp", 0.9, 110 },
-    { TWB_LOG, "log", 0.9, 9 },       { TWB_SIN, "sin", 0.51, 100 },        { TWB_COS, "cos", 0.51, 100 },       { TWB_TANH, "tanh", 1.5, 10 },
-    { TWB_ERF, "erf", 1.1, 5 },       { TWB_SIGMOID, "sigmoid", 2.4, 86 },  { TWB_SOFTPLUS, "softplus", 2.0, 86 }, { TWB_RELU, "relu", 0, 9 },
-    { TWB_GELU, "gelu", -1, 6 },      { TWB_GELU_TANH, "gelu_tanh", -1, 6 }, { TWB_SILU, "silu", 3.0, 86 },       { TWB_QUICK_GELU, "quick_gelu", -1, 20 }
+    { TWB_COPY, "copy", 0, 9 },       { TWB_NEG, "neg", 0, 9 },             { TWB_ABS, "abs", 0, 9 },            {
+            TWB_SQUARE, "square", 0.5, 9 },
+    { TWB_RECIPROCAL, "reciprocal", 0.5, 9 }, { TWB_SQRT, "sqrt", 0.5, 9 }, { TWB_RSQRT, "rsqrt", 1.5, 9 },      {
+            TWB_EXP, "exp", 0.9, 110 },
+    { TWB_LOG, "log", 0.9, 9 },       { TWB_SIN, "sin", 0.51, 100 },        { TWB_COS, "cos", 0.51, 100 },       {
+            TWB_TANH, "tanh", 1.5, 10 },
+    { TWB_ERF, "erf", 1.1, 5 },       { TWB_SIGMOID, "sigmoid", 2.4, 86 },  { TWB_SOFTPLUS, "softplus", 2.0, 86 },
+            { TWB_RELU, "relu", 0, 9 },
+    { TWB_GELU, "gelu", -1, 6 },      { TWB_GELU_TANH, "gelu_tanh", -1, 6 }, { TWB_SILU, "silu", 3.0, 86 },       {
+            TWB_QUICK_GELU, "quick_gelu", -1, 20 }
 };
 
 typedef struct unary_case { twb_unary_op op; ptrdiff_t n; const float *x; } unary_case;
@@ -120,7 +135,8 @@ static void run_unary(const twb_cpu *cpu, const void *what, float *out) {
 }
 
 static void check_unary(void) {
-    static const float special[] = { 0, 1, 0.5f, 1e-45f, 1e-40f, 1.1754944e-38f, 3.4028235e38f, 87.3f, 88.72283f, 88.73f, 103.97f, 104.1f, 150, 1e10f, 1e30f, 4, 9.1f, 0.9f, 0.55f };
+    static const float special[] = { 0, 1, 0.5f, 1e-45f, 1e-40f, 1.1754944e-38f, 3.4028235e38f, 87.3f, 88.72283f,
+            88.73f, 103.97f, 104.1f, 150, 1e10f, 1e30f, 4, 9.1f, 0.9f, 0.55f };
     const ptrdiff_t count = 200003;
     size_t f, i;
     for (f = 0; f < sizeof functions / sizeof *functions; f++) {
@@ -132,26 +148,32 @@ static void check_unary(void) {
         CHECK((size_t)op == f, "the table of functions has %s in the wrong place", functions[f].name);
         for (i = 0; i < sizeof special / sizeof *special; i++) { x[2*i] = special[i]; x[2*i + 1] = -special[i]; }
         x[100] = HUGE_VALF; x[101] = -HUGE_VALF; x[102] = nanf("");
-        for (i = 200; i < 40000; i++) {                             /* every magnitude; logarithm and root want no negative numbers */
+        /* every magnitude; logarithm and root want no negative numbers */
+        for (i = 200; i < 40000; i++) {
             x[i] = twb_bits_float((uint32_t)(i * 107378u));
-            if (op == TWB_SIGMOID || op == TWB_SILU || op == TWB_SOFTPLUS || op >= TWB_GELU) x[i] = fmodf(x[i], functions[f].range);
+            if (op == TWB_SIGMOID || op == TWB_SILU || op == TWB_SOFTPLUS || op >= TWB_GELU)
+                x[i] = fmodf(x[i], functions[f].range);
         }
         c.op = op; c.n = count; c.x = x;
         everywhere(functions[f].name, run_unary, &c, (size_t)count, y);
         for (n = 0; n < count; n++) {
             const double wanted = twb_ref_unary(op, (double)x[n]);
             double off;
-            if (fabs((double)x[n]) > (double)functions[f].range && (op == TWB_SIGMOID || op == TWB_SILU || op == TWB_SOFTPLUS || op >= TWB_GELU)) continue;
-            off = functions[f].ulps < 0 ? fabs((double)y[n] - wanted) / (1e-7 * fmax(1.0, fabs((double)x[n]))) : ulps(y[n], wanted);
+            if (fabs((double)x[n]) > (double)functions[f].range
+                && (op == TWB_SIGMOID || op == TWB_SILU || op == TWB_SOFTPLUS || op >= TWB_GELU)) continue;
+            off = functions[f].ulps < 0 ? fabs((double)y[n]
+                                               - wanted) / (1e-7 * fmax(1.0, fabs((double)x[n]))) : ulps(y[n], wanted);
             if (!(off <= worst)) { worst = off; at = n; }
         }
-        CHECK(worst <= (functions[f].ulps < 0 ? 3 : functions[f].ulps), "%s(%.9g) is off by %.3f ulp", functions[f].name, (double)x[at], worst);
+        CHECK(worst <= (functions[f].ulps < 0 ? 3 : functions[f].ulps), "%s(%.9g) is off by %.3f ulp",
+              functions[f].name, (double)x[at], worst);
         for (n = 1; n < 40; n++) {                                  /* tails: nothing beyond n is written */
             const twb_cpu cpu = one_thread();
             float kept[41];
             for (i = 0; i < 41; i++) kept[i] = 77;
             twb_unary(&cpu, op, n, x, kept);
-            CHECK(memcmp(kept, y, (size_t)n * sizeof *kept) == 0 || op == TWB_LOG || op == TWB_SQRT || op == TWB_RSQRT, "%s of %ld numbers", functions[f].name, (long)n);
+            CHECK(memcmp(kept, y, (size_t)n * sizeof *kept) == 0 || op == TWB_LOG || op == TWB_SQRT || op == TWB_RSQRT,
+                  "%s of %ld numbers", functions[f].name, (long)n);
             CHECK(kept[n] >= 77 && kept[n] <= 77, "%s of %ld numbers writes beyond", functions[f].name, (long)n);
         }
         release(x); release(y);
@@ -162,7 +184,8 @@ static void check_unary(void) {
         int same = 0;
         twb_unary(&cpu, TWB_EXP, 1000, x, y);
         twb_unary(&cpu, TWB_LOG, 1000, x, z);
-        for (i = 0; i < 1000; i++) same += twb_float_bits(twb_exp1(x[i])) == twb_float_bits(y[i]) && (x[i] < 0 || twb_float_bits(twb_log1(x[i])) == twb_float_bits(z[i]));
+        for (i = 0; i < 1000; i++) same += twb_float_bits(twb_exp1(x[i])) == twb_float_bits(y[i])
+            && (x[i] < 0 || twb_float_bits(twb_log1(x[i])) == twb_float_bits(z[i]));
         CHECK(same == 1000, "twb_exp1 or twb_log1 differs from the vectors in %d of 1000 numbers", 1000 - same);
         release(x);
     }
@@ -188,7 +211,8 @@ static void check_slopes(void) {
             ptrdiff_t i;
             slope_case c;
             for (i = 0; i < n; i++) {
-                if (function == TWB_LOG || function == TWB_SQRT || function == TWB_RSQRT || function == TWB_RECIPROCAL) x[i] = fabsf(x[i]) + 0.25f;
+                if (function == TWB_LOG || function == TWB_SQRT || function == TWB_RSQRT || function == TWB_RECIPROCAL)
+                    x[i] = fabsf(x[i]) + 0.25f;
                 if (fabsf(x[i]) < 1e-3f) x[i] = 1;
             }
             twb_unary(&cpu, function, n, x, y);
@@ -208,13 +232,16 @@ static void check_slopes(void) {
         }
 }
 
-typedef struct binary_case { twb_binary_op op; ptrdiff_t n, a_step, b_step; const float *a, *b; float alpha, beta; int what; } binary_case;
+typedef struct binary_case { twb_binary_op op; ptrdiff_t n, a_step, b_step; const float *a, *b; float alpha, beta;
+    int what; } binary_case;
 static void run_binary(const twb_cpu *cpu, const void *what, float *out) {
     const binary_case *c = (const binary_case *)what;
     if (c->what == 0) twb_binary(cpu, c->op, c->n, c->a, c->a_step, c->b, c->b_step, out);
-    if (c->what == 1) { memcpy(out, c->b, (size_t)c->n * sizeof *out); twb_axpby(cpu, c->n, c->alpha, c->a, c->beta, out); }
+    if (c->what == 1) { memcpy(out, c->b, (size_t)c->n * sizeof *out);
+        twb_axpby(cpu, c->n, c->alpha, c->a, c->beta, out); }
     if (c->what == 2) twb_fill(cpu, c->n, c->alpha, out);
-    if (c->what == 3) { out[0] = (float)twb_sum(cpu, c->n, c->a); out[1] = (float)twb_dot(cpu, c->n, c->a, c->b); out[2] = (float)twb_sum_squares(cpu, c->n, c->a); out[3] = twb_max_abs(cpu, c->n, c->a); }
+    if (c->what == 3) { out[0] = (float)twb_sum(cpu, c->n, c->a); out[1] = (float)twb_dot(cpu, c->n, c->a, c->b);
+        out[2] = (float)twb_sum_squares(cpu, c->n, c->a); out[3] = twb_max_abs(cpu, c->n, c->a); }
 }
 
 static void check_arrays(void) {
@@ -231,11 +258,13 @@ static void check_arrays(void) {
         c.n = n; c.a = a; c.b = b;
         for (op = 0; op < TWB_BINARY_COUNT; op++)
             for (steps = 0; steps < 5; steps++) {
-                c.op = (twb_binary_op)op; c.a_step = steps == 1 ? 0 : steps == 3 ? 3 : 1; c.b_step = steps == 2 ? 0 : steps == 4 ? 2 : 1;
+                c.op = (twb_binary_op)op; c.a_step = steps == 1 ? 0 : steps == 3 ? 3 : 1;
+                c.b_step = steps == 2 ? 0 : steps == 4 ? 2 : 1;
                 everywhere("binary", run_binary, &c, (size_t)n, y);
                 for (i = 0; i < n; i++) {
                     const double u = (double)a[i * c.a_step], v = (double)b[i * c.b_step];
-                    wanted[i] = op == TWB_ADD ? u + v : op == TWB_SUB ? u - v : op == TWB_MUL ? u * v : op == TWB_DIV ? u / v : op == TWB_MAX ? fmax(u, v) : fmin(u, v);
+                    wanted[i] = op == TWB_ADD ? u + v : op == TWB_SUB ? u - v : op == TWB_MUL ? u * v : op == TWB_DIV
+                            ? u / v : op == TWB_MAX ? fmax(u, v) : fmin(u, v);
                 }
                 near("binary", n, y, wanted, 1e-7);
             }
@@ -254,12 +283,16 @@ static void check_arrays(void) {
         everywhere("reductions", run_binary, &c, 4, y);
         memset(wanted, 0, 4 * sizeof *wanted);
         for (i = 0; i < n; i++) {
-            wanted[0] += (double)a[i]; wanted[1] += (double)a[i] * (double)b[i]; wanted[2] += (double)a[i] * (double)a[i];
+            wanted[0] += (double)a[i]; wanted[1] += (double)a[i] * (double)b[i];
+            wanted[2] += (double)a[i] * (double)a[i];
             wanted[3] = fmax(wanted[3], fabs((double)a[i]));
         }
-        CHECK(fabs((double)y[0] - wanted[0]) <= 1e-7 * (double)n + 1e-7, "sum of %ld: %.9g, not %.9g", (long)n, (double)y[0], wanted[0]);
-        CHECK(fabs((double)y[1] - wanted[1]) <= 1e-7 * (double)n + 1e-7, "dot of %ld: %.9g, not %.9g", (long)n, (double)y[1], wanted[1]);
-        CHECK(fabs((double)y[2] - wanted[2]) <= 1e-6 * wanted[2], "sum of squares of %ld: %.9g, not %.9g", (long)n, (double)y[2], wanted[2]);
+        CHECK(fabs((double)y[0] - wanted[0]) <= 1e-7 * (double)n + 1e-7, "sum of %ld: %.9g, not %.9g", (long)n,
+              (double)y[0], wanted[0]);
+        CHECK(fabs((double)y[1] - wanted[1]) <= 1e-7 * (double)n + 1e-7, "dot of %ld: %.9g, not %.9g", (long)n,
+              (double)y[1], wanted[1]);
+        CHECK(fabs((double)y[2] - wanted[2]) <= 1e-6 * wanted[2], "sum of squares of %ld: %.9g, not %.9g", (long)n,
+              (double)y[2], wanted[2]);
         CHECK(fabs((double)y[3] - wanted[3]) <= 0, "max of %ld: %.9g, not %.9g", (long)n, (double)y[3], wanted[3]);
         {
             const twb_cpu cpu = one_thread();
@@ -290,18 +323,21 @@ static void run_rows(const twb_cpu *cpu, const void *what, float *out) {
     if (c->what != 7) memcpy(out, c->dy, bytes);
     switch (c->what) {
     case 0: (c->log_form ? twb_log_softmax : twb_softmax)(cpu, rows, cols, c->x, ld, out, ld); break;
-    case 1: (c->log_form ? twb_log_softmax_backward : twb_softmax_backward)(cpu, rows, cols, c->y, ld, c->dy, ld, out, ld, c->accumulate); break;
+    case 1: (c->log_form ? twb_log_softmax_backward : twb_softmax_backward)(cpu, rows, cols, c->y, ld, c->dy, ld, out,
+            ld, c->accumulate); break;
     case 2: twb_layer_norm(cpu, rows, cols, c->x, ld, c->weight, c->bias, 1e-5f, out, ld, tail, tail + rows); break;
     case 3:
         memset(tail, 0, (size_t)(2 * cols) * sizeof *tail);
-        twb_layer_norm_backward(cpu, rows, cols, c->x, ld, c->dy, ld, c->weight, c->mean, c->rstd, out, ld, c->accumulate, tail, tail + cols);
+        twb_layer_norm_backward(cpu, rows, cols, c->x, ld, c->dy, ld, c->weight, c->mean, c->rstd, out, ld,
+                                c->accumulate, tail, tail + cols);
         break;
     case 4: twb_rms_norm(cpu, rows, cols, c->x, ld, c->weight, 1e-6f, out, ld, tail); break;
     case 5:
         memset(tail, 0, (size_t)cols * sizeof *tail);
         twb_rms_norm_backward(cpu, rows, cols, c->x, ld, c->dy, ld, c->weight, c->rstd, out, ld, c->accumulate, tail);
         break;
-    case 6: twb_embedding(cpu, rows, cols, c->ids, c->half ? (const void *)c->half : (const void *)c->table, c->half ? TWB_BF16 : TWB_F32, cols, out, ld, c->accumulate); break;
+    case 6: twb_embedding(cpu, rows, cols, c->ids, c->half ? (const void *)c->half : (const void *)c->table, c->half
+                          ? TWB_BF16 : TWB_F32, cols, out, ld, c->accumulate); break;
     case 7:
         memset(out, 0, (size_t)(50 * cols) * sizeof *out);
         twb_embedding_backward(cpu, rows, cols, c->ids, c->dy, ld, out, cols);
@@ -334,8 +370,10 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
     const ptrdiff_t ld = cols + pad, all = rows * ld;
     const bool small = rows * cols < 3000;
     const size_t count = (size_t)(all + 2 * (rows + cols) + 50 * cols);
-    float *x = numbers(all, 3), *y = numbers(all, 1), *dy = numbers(all, 1), *weight = numbers(cols, 1), *bias = numbers(cols, 1);
-    float *mean = numbers(rows, 0), *rstd = numbers(rows, 0), *table = numbers(50 * cols, 1), *out = numbers((ptrdiff_t)count, 0), *again = numbers((ptrdiff_t)count, 0);
+    float *x = numbers(all, 3), *y = numbers(all, 1), *dy = numbers(all, 1), *weight = numbers(cols, 1),
+            *bias = numbers(cols, 1);
+    float *mean = numbers(rows, 0), *rstd = numbers(rows, 0), *table = numbers(50 * cols, 1),
+            *out = numbers((ptrdiff_t)count, 0), *again = numbers((ptrdiff_t)count, 0);
     uint16_t *half = (uint16_t *)check_malloc((size_t)(50 * cols) * sizeof *half);
     int32_t *ids = (int32_t *)check_malloc((size_t)rows * sizeof *ids);
     double *wanted = (double *)check_malloc((size_t)cols * sizeof *wanted);
@@ -343,12 +381,14 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
     rows_case c;
     ptrdiff_t r, j;
     memset(&c, 0, sizeof c);
-    c.rows = rows; c.cols = cols; c.ld = ld; c.x = x; c.y = y; c.dy = dy; c.weight = weight; c.bias = bias; c.mean = mean; c.rstd = rstd; c.table = table; c.ids = ids;
+    c.rows = rows; c.cols = cols; c.ld = ld; c.x = x; c.y = y; c.dy = dy; c.weight = weight; c.bias = bias;
+    c.mean = mean; c.rstd = rstd; c.table = table; c.ids = ids;
     for (r = 0; r < rows; r++) ids[r] = (int32_t)(check_random() % (cols < 50 ? (uint32_t)cols : 50u));
 
     c.what = 0;
     everywhere("softmax", run_rows, &c, (size_t)all, out);
-    for (r = 0; r < rows; r++) { twb_ref_softmax(cols, x + r * ld, wanted); near("softmax", cols, out + r * ld, wanted, 1e-6); }
+    for (r = 0; r < rows; r++) { twb_ref_softmax(cols, x + r * ld, wanted);
+        near("softmax", cols, out + r * ld, wanted, 1e-6); }
     c.log_form = true;
     everywhere("log_softmax", run_rows, &c, (size_t)all, out);
     for (r = 0; r < rows; r++) {
@@ -370,14 +410,16 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
 
     c.what = 2; c.accumulate = false;
     everywhere("layer_norm", run_rows, &c, (size_t)(all + 2 * rows), out);
-    for (r = 0; r < rows; r++) { twb_ref_layer_norm(cols, x + r * ld, weight, bias, 1e-5, wanted); near("layer_norm", cols, out + r * ld, wanted, 3e-6); }
+    for (r = 0; r < rows; r++) { twb_ref_layer_norm(cols, x + r * ld, weight, bias, 1e-5, wanted);
+        near("layer_norm", cols, out + r * ld, wanted, 3e-6); }
     memcpy(mean, out + all, (size_t)rows * sizeof *mean);
     memcpy(rstd, out + all + rows, (size_t)rows * sizeof *rstd);
     if (pad == 0) {
         twb_add_layer_norm(&cpu, rows, cols, x, dy, again, weight, bias, 1e-5f, y, NULL, NULL);
         twb_layer_norm(&cpu, rows, cols, again, ld, weight, bias, 1e-5f, out, ld, NULL, NULL);
         CHECK(memcmp(out, y, (size_t)all * sizeof *y) == 0, "add_layer_norm differs from addition and layer_norm");
-        for (r = 0; r < all; r++) if (fabsf(again[r] - (x[r] + dy[r])) > 0) { CHECK(false, "add_layer_norm: wrong sum"); break; }
+        for (r = 0; r < all; r++) if (fabsf(again[r] - (x[r] + dy[r])) > 0) { CHECK(false, "add_layer_norm: wrong sum");
+            break; }
     }
     c.what = 3;
     everywhere("layer_norm backward", run_rows, &c, (size_t)(all + 2 * cols), out);
@@ -386,7 +428,8 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
     everywhere("layer_norm backward, added", run_rows, &c, (size_t)(all + 2 * cols), out);
     for (r = 0; r < rows; r++)
         for (j = 0; j < cols; j++)
-            if (fabsf(out[r * ld + j] - (again[r * ld + j] + dy[r * ld + j])) > 1e-6f * (1 + fabsf(out[r * ld + j]))) { CHECK(false, "layer_norm backward does not add"); r = rows; break; }
+            if (fabsf(out[r * ld + j] - (again[r * ld + j] + dy[r * ld + j])) > 1e-6f * (1 + fabsf(out[r * ld + j])))
+                { CHECK(false, "layer_norm backward does not add"); r = rows; break; }
     c.accumulate = false;
     c.what = 2;
     if (small && pad == 0) {
@@ -401,7 +444,8 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
     for (r = 0; r < rows; r++) {
         double sum = 0;
         for (j = 0; j < cols; j++) sum += (double)x[r * ld + j] * (double)x[r * ld + j];
-        for (j = 0; j < cols; j++) wanted[j] = (double)x[r * ld + j] / sqrt(sum / (double)cols + 1e-6) * (double)weight[j];
+        for (j = 0; j < cols; j++) wanted[j] = (double)x[r * ld + j] / sqrt(sum / (double)cols + 1e-6)
+            * (double)weight[j];
         near("rms_norm", cols, out + r * ld, wanted, 2e-6);
     }
     c.what = 5;
@@ -415,12 +459,14 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
 
     c.what = 6;
     everywhere("embedding", run_rows, &c, (size_t)all, out);
-    for (r = 0; r < rows; r++) CHECK(memcmp(out + r * ld, table + ids[r] * cols, (size_t)cols * sizeof *out) == 0, "embedding of row %ld", (long)r);
+    for (r = 0; r < rows; r++) CHECK(memcmp(out + r * ld, table + ids[r] * cols, (size_t)cols * sizeof *out)
+        == 0, "embedding of row %ld", (long)r);
     twb_convert(&cpu, 50 * cols, table, TWB_F32, half, TWB_BF16);
     c.half = half; c.accumulate = true;
     everywhere("embedding, bf16, added", run_rows, &c, (size_t)all, out);
     for (r = 0; r < rows; r++) {
-        for (j = 0; j < cols; j++) wanted[j] = (double)dy[r * ld + j] + (double)twb_bf16_to_f32(half[ids[r] * cols + j]);
+        for (j = 0; j < cols; j++) wanted[j] = (double)dy[r * ld + j]
+                + (double)twb_bf16_to_f32(half[ids[r] * cols + j]);
         near("embedding, bf16, added", cols, out + r * ld, wanted, 1e-7);
     }
     c.half = NULL; c.accumulate = false;
@@ -440,30 +486,37 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
         everywhere("cross_entropy", run_rows, &c, (size_t)(all + rows), out);
         for (r = 0; r < rows; r++) {
             ptrdiff_t i;
-            const double loss = ids[r] == -100 ? 0 : twb_ref_cross_entropy(cols, x + r * ld, ids[r], (double)c.smoothing, wanted);
-            CHECK(fabs((double)out[all + r] - loss) <= 3e-6 * (1 + fabs(loss)), "cross_entropy: loss %.9g, not %.9g", (double)out[all + r], loss);
+            const double loss = ids[r] == -100 ? 0 : twb_ref_cross_entropy(cols, x + r * ld, ids[r],
+                    (double)c.smoothing, wanted);
+            CHECK(fabs((double)out[all + r] - loss) <= 3e-6 * (1 + fabs(loss)), "cross_entropy: loss %.9g, not %.9g",
+                  (double)out[all + r], loss);
             for (i = 0; i < cols; i++)
-                wanted[i] = ids[r] == -100 ? 0 : 0.5 * (wanted[i] - (double)c.smoothing / (double)cols - (i == ids[r] ? 1 - (double)c.smoothing : 0));
+                wanted[i] = ids[r] == -100 ? 0 : 0.5 * (wanted[i] - (double)c.smoothing / (double)cols
+                                                        - (i == ids[r] ? 1 - (double)c.smoothing : 0));
             near("cross_entropy gradient", cols, out + r * ld, wanted, 2e-6);
         }
         if (small && pad == 0) differences("cross_entropy", rows_loss, &c, all, x, out, 3e-3);
     }
     memcpy(y, x, (size_t)all * sizeof *y);
     twb_cross_entropy(&cpu, rows, cols, y, ld, ids, -100, c.smoothing, again, y, ld, 0.5f);
-    for (r = 0; r < rows; r++) CHECK(memcmp(y + r * ld, out + r * ld, (size_t)cols * sizeof *y) == 0, "cross_entropy with its gradient in the logits' place");
+    for (r = 0; r < rows; r++) CHECK(memcmp(y + r * ld, out + r * ld, (size_t)cols * sizeof *y)
+        == 0, "cross_entropy with its gradient in the logits' place");
 
     c.what = 9; c.accumulate = true;
     everywhere("column_sums", run_rows, &c, (size_t)(all + cols), out);
-    for (j = 0; j < cols; j++) { wanted[j] = (double)weight[j]; for (r = 0; r < rows; r++) wanted[j] += (double)dy[r * ld + j]; }
+    for (j = 0; j < cols; j++) { wanted[j] = (double)weight[j];
+        for (r = 0; r < rows; r++) wanted[j] += (double)dy[r * ld + j]; }
     near("column_sums", cols, out + all, wanted, 1e-5);
 
     free(half); free(ids); free(wanted);
-    release(x); release(y); release(dy); release(weight); release(bias); release(mean); release(rstd); release(table); release(out); release(again);
+    release(x); release(y); release(dy); release(weight); release(bias); release(mean); release(rstd); release(table);
+    release(out); release(again);
 }
 
 /* ---- [twb:08] attention */
 
-typedef struct attention_case { ptrdiff_t batch, heads, kv_heads, tq, tk, dim; bool causal; ptrdiff_t start; int masks; float dropout; bool fused, accumulate; } attention_case;
+typedef struct attention_case { ptrdiff_t batch, heads, kv_heads, tq, tk, dim; bool causal; ptrdiff_t start; int masks;
+    float dropout; bool fused, accumulate; } attention_case;
 enum { KEY_MASK = 1, FULL_MASK = 2, BIAS = 4, SHARED_BIAS = 8 };
 
 typedef struct attention_run {
@@ -501,14 +554,16 @@ static void run_attention(const twb_cpu *cpu, const void *what, float *out) {
 
 static void check_attention(const attention_case *c) {
     attention_run t;
-    const ptrdiff_t B = c->batch, H = c->heads, K = c->kv_heads, M = c->tq, N = c->tk, D = c->dim, width = (H + 2 * K) * D;
+    const ptrdiff_t B = c->batch, H = c->heads, K = c->kv_heads, M = c->tq, N = c->tk, D = c->dim,
+            width = (H + 2 * K) * D;
     ptrdiff_t b, h, i, j, d;
     float *out, *qkv;
     double *p, *row, *all_out, *dq, *dk, *dv, *d_bias;
     size_t count;
     memset(&t, 0, sizeof t);
     t.c = *c;
-    t.q_count = (size_t)(B * H * M * D); t.k_count = (size_t)(B * K * N * D); t.out_count = t.q_count; t.lse_count = (size_t)(B * H * M);
+    t.q_count = (size_t)(B * H * M * D); t.k_count = (size_t)(B * K * N * D); t.out_count = t.q_count;
+    t.lse_count = (size_t)(B * H * M);
     t.bias_count = c->masks & BIAS ? (size_t)(B * H * M * N) : c->masks & SHARED_BIAS ? (size_t)(H * M * N) : 0;
     qkv = numbers((ptrdiff_t)(t.q_count + 2 * t.k_count), 2);
     t.d_out = numbers((ptrdiff_t)t.out_count, 1);
@@ -517,12 +572,15 @@ static void check_attention(const attention_case *c) {
     t.mask = (unsigned char *)check_malloc((size_t)(B * M * N));
     for (i = 0; i < B * N; i++) t.key_mask[i] = check_random() % 4 != 0;
     for (i = 0; i < B * M * N; i++) t.mask[i] = check_random() % 3 != 0;
-    if (c->masks & FULL_MASK) for (j = 0; j < N; j++) t.mask[(M / 2) * N + j] = 0;         /* a query that sees nothing */
+    /* a query that sees nothing */
+    if (c->masks & FULL_MASK) for (j = 0; j < N; j++) t.mask[(M / 2) * N + j] = 0;
     t.a.batch = B; t.a.heads = H; t.a.kv_heads = K; t.a.tq = M; t.a.tk = N; t.a.head_dim = D;
     t.a.scale = 0.3f; t.a.causal = c->causal; t.a.query_start = c->start;
-    if (c->fused) {                                             /* [B,T,(H+2K) D], as a fused projection leaves it; here M = N */
+    /* [B,T,(H+2K) D], as a fused projection leaves it; here M = N */
+    if (c->fused) {
         t.a.q = qkv; t.a.k = qkv + H * D; t.a.v = qkv + (H + K) * D;
-        t.a.q_batch = t.a.k_batch = t.a.v_batch = M * width; t.a.q_row = t.a.k_row = t.a.v_row = width; t.a.q_head = t.a.k_head = t.a.v_head = D;
+        t.a.q_batch = t.a.k_batch = t.a.v_batch = M * width; t.a.q_row = t.a.k_row = t.a.v_row = width;
+        t.a.q_head = t.a.k_head = t.a.v_head = D;
         t.a.out_batch = M * H * D; t.a.out_row = H * D; t.a.out_head = D;
     } else {
         t.a.q = qkv; t.a.k = qkv + t.q_count; t.a.v = t.a.k + t.k_count;
@@ -532,11 +590,13 @@ static void check_attention(const attention_case *c) {
     }
     if (c->masks & KEY_MASK) { t.a.key_mask = t.key_mask; t.a.key_mask_batch = N; }
     if (c->masks & FULL_MASK) { t.a.mask = t.mask; t.a.mask_batch = M * N; t.a.mask_row = N; }
-    if (t.bias_count) { t.a.bias = t.bias; t.a.bias_batch = c->masks & BIAS ? H * M * N : 0; t.a.bias_head = M * N; t.a.bias_row = N; }
+    if (t.bias_count) { t.a.bias = t.bias; t.a.bias_batch = c->masks & BIAS ? H * M * N : 0; t.a.bias_head = M * N;
+        t.a.bias_row = N; }
     t.a.dropout = c->dropout; t.a.dropout_seed = 99;
     t.g.d_out = t.d_out; t.g.d_out_batch = t.a.out_batch; t.g.d_out_head = t.a.out_head; t.g.d_out_row = t.a.out_row;
     t.g.dq_batch = t.a.q_batch; t.g.dq_head = t.a.q_head; t.g.dq_row = t.a.q_row;
-    t.g.dk_batch = t.g.dv_batch = t.a.k_batch; t.g.dk_head = t.g.dv_head = t.a.k_head; t.g.dk_row = t.g.dv_row = t.a.k_row;
+    t.g.dk_batch = t.g.dv_batch = t.a.k_batch; t.g.dk_head = t.g.dv_head = t.a.k_head;
+    t.g.dk_row = t.g.dv_row = t.a.k_row;
     t.g.accumulate = c->accumulate;
     count = t.out_count + t.lse_count + t.q_count + 2 * t.k_count + t.bias_count;
     out = numbers((ptrdiff_t)count, 0);
@@ -547,36 +607,50 @@ static void check_attention(const attention_case *c) {
     all_out = (double *)check_malloc((t.out_count + t.lse_count) * sizeof *all_out);
     dq = (double *)check_malloc((t.q_count + 2 * t.k_count + t.bias_count) * sizeof *dq);
     dk = dq + (t.a.k - t.a.q); dv = dq + (t.a.v - t.a.q); d_bias = dq + t.q_count + 2 * t.k_count;
-    for (i = 0; i < (ptrdiff_t)(t.q_count + 2 * t.k_count + t.bias_count); i++) dq[i] = c->accumulate && i < (ptrdiff_t)(t.q_count + 2 * t.k_count) ? 0.25 : 0;
+    for (i = 0; i < (ptrdiff_t)(t.q_count + 2 * t.k_count + t.bias_count); i++) dq[i] = c->accumulate
+            && i < (ptrdiff_t)(t.q_count + 2 * t.k_count) ? 0.25 : 0;
     for (b = 0; b < B; b++) for (h = 0; h < H; h++) for (i = 0; i < M; i++) {
         const ptrdiff_t kv = h / (H / K);
-        const float *dout = t.d_out + b * t.a.out_batch + h * t.a.out_head + i * t.a.out_row, *q = t.a.q + b * t.a.q_batch + h * t.a.q_head + i * t.a.q_row;
-        double *to = all_out + b * t.a.out_batch + h * t.a.out_head + i * t.a.out_row, *gq = dq + b * t.a.q_batch + h * t.a.q_head + i * t.a.q_row, from = 0;
+        const float *dout = t.d_out + b * t.a.out_batch + h * t.a.out_head + i * t.a.out_row, *q = t.a.q
+                + b * t.a.q_batch + h * t.a.q_head + i * t.a.q_row;
+        double *to = all_out + b * t.a.out_batch + h * t.a.out_head + i * t.a.out_row, *gq = dq + b * t.a.q_batch
+                + h * t.a.q_head + i * t.a.q_row, from = 0;
         double lse = twb_ref_attention(&t.a, b, h, i, p, row);
         const uint64_t stream = (uint64_t)((b * H + h) * M + i) << 32;
         for (d = 0; d < D; d++) to[d] = 0;
         for (j = 0; j < N; j++) {                               /* with dropout: the kept p, times 1/(1 - dropout) */
             const float *v = t.a.v + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row;
-            const double kept = !(c->dropout > 0) ? 1 : (double)(float)(twb_random_bits(99, stream + (uint64_t)j) >> 8) / 16777216.0 < (double)c->dropout ? 0 : 1 / (1 - (double)c->dropout);
+            const double kept = !(c->dropout > 0) ? 1
+                    : (double)(float)(twb_random_bits(99, stream + (uint64_t)j) >> 8) / 16777216.0 < (double)c->dropout
+                    ? 0 : 1 / (1 - (double)c->dropout);
             for (d = 0; d < D; d++) to[d] += kept * p[j] * (double)v[d];
         }
         for (d = 0; d < D; d++) from += to[d] * (double)dout[d];
-        if (!(lse > -HUGE_VAL)) { CHECK(out[t.out_count + (size_t)((b * H + h) * M + i)] < -3e38f, "log-sum-exp of a query that sees nothing"); lse = -1; all_out[t.out_count + (size_t)((b * H + h) * M + i)] = -1; out[t.out_count + (size_t)((b * H + h) * M + i)] = -1; }
+        if (!(lse > -HUGE_VAL)) { CHECK(out[t.out_count + (size_t)((b * H + h) * M + i)] < -3e38f,
+                                        "log-sum-exp of a query that sees nothing"); lse = -1;
+        all_out[t.out_count + (size_t)((b * H + h) * M + i)] = -1;
+        out[t.out_count + (size_t)((b * H + h) * M + i)] = -1; }
         all_out[t.out_count + (size_t)((b * H + h) * M + i)] = lse;
         for (j = 0; j < N; j++) {
-            const float *v = t.a.v + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row, *k = t.a.k + b * t.a.k_batch + kv * t.a.k_head + j * t.a.k_row;
-            double *gk = dk + b * t.a.k_batch + kv * t.a.k_head + j * t.a.k_row, *gv = dv + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row, dp = 0, ds;
-            const double kept = !(c->dropout > 0) ? 1 : (double)(float)(twb_random_bits(99, stream + (uint64_t)j) >> 8) / 16777216.0 < (double)c->dropout ? 0 : 1 / (1 - (double)c->dropout);
+            const float *v = t.a.v + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row, *k = t.a.k + b * t.a.k_batch
+                    + kv * t.a.k_head + j * t.a.k_row;
+            double *gk = dk + b * t.a.k_batch + kv * t.a.k_head + j * t.a.k_row, *gv = dv + b * t.a.v_batch
+                    + kv * t.a.v_head + j * t.a.v_row, dp = 0, ds;
+            const double kept = !(c->dropout > 0) ? 1
+                    : (double)(float)(twb_random_bits(99, stream + (uint64_t)j) >> 8) / 16777216.0 < (double)c->dropout
+                    ? 0 : 1 / (1 - (double)c->dropout);
             for (d = 0; d < D; d++) { dp += (double)dout[d] * (double)v[d]; gv[d] += kept * p[j] * (double)dout[d]; }
             ds = p[j] * (kept * dp - from);
             if (t.bias_count) d_bias[b * t.a.bias_batch + h * t.a.bias_head + i * t.a.bias_row + j] += ds;
-            for (d = 0; d < D; d++) { gq[d] += ds * (double)0.3f * (double)k[d]; gk[d] += ds * (double)0.3f * (double)q[d]; }
+            for (d = 0; d < D; d++) { gq[d] += ds * (double)0.3f * (double)k[d];
+                gk[d] += ds * (double)0.3f * (double)q[d]; }
         }
     }
     near("attention", (ptrdiff_t)t.out_count, out, all_out, 3e-6);
     near("attention lse", (ptrdiff_t)t.lse_count, out + t.out_count, all_out + t.out_count, 3e-6);
     near("attention dq, dk, dv", (ptrdiff_t)(t.q_count + 2 * t.k_count), out + t.out_count + t.lse_count, dq, 1e-5);
-    if (t.bias_count) near("attention d_bias", (ptrdiff_t)t.bias_count, out + t.out_count + t.lse_count + t.q_count + 2 * t.k_count, d_bias, 1e-5);
+    if (t.bias_count) near("attention d_bias", (ptrdiff_t)t.bias_count, out + t.out_count + t.lse_count + t.q_count
+                           + 2 * t.k_count, d_bias, 1e-5);
     if (c->causal && M > 1 && !c->masks && !(c->dropout > 0)) {    /* the last query alone has the same bits */
         const twb_cpu cpu = one_thread();
         twb_attention_args one = t.a;
@@ -588,7 +662,8 @@ static void check_attention(const attention_case *c) {
         scratch = check_malloc(twb_attention_scratch(&cpu, &one));
         twb_attention(&cpu, &one, scratch);
         for (b = 0; b < B; b++) for (h = 0; h < H; h++)
-            CHECK(memcmp(alone + (b * H + h) * D, out + b * t.a.out_batch + h * t.a.out_head + (M - 1) * t.a.out_row, (size_t)D * sizeof *alone) == 0, "a query alone has other bits than among others");
+            CHECK(memcmp(alone + (b * H + h) * D, out + b * t.a.out_batch + h * t.a.out_head + (M - 1) * t.a.out_row,
+                         (size_t)D * sizeof *alone) == 0, "a query alone has other bits than among others");
         free(scratch);
         release(alone);
     }
@@ -601,19 +676,25 @@ static void check_attentions(void) {
         { 1, 1, 1, 1, 1, 1, false, 0, 0, 0, false, false },      { 2, 3, 3, 5, 7, 8, false, 0, 0, 0, false, false },
         { 2, 2, 2, 64, 64, 64, true, 0, 0, 0, true, false },     { 1, 2, 2, 65, 65, 64, true, 0, 0, 0, false, true },
         { 1, 4, 2, 33, 33, 20, true, 0, 0, 0, true, true },      { 2, 4, 1, 12, 50, 16, true, 38, 0, 0, false, false },
-        { 1, 1, 1, 300, 300, 24, true, 0, 0, 0, false, false },  { 1, 2, 1, 270, 530, 40, false, 0, 0, 0, false, false },
-        { 2, 2, 2, 30, 290, 17, false, 0, KEY_MASK, 0, false, false }, { 2, 2, 2, 40, 40, 32, true, 0, KEY_MASK | BIAS, 0, false, false },
-        { 2, 2, 1, 29, 31, 33, false, 0, FULL_MASK, 0, false, true }, { 2, 2, 2, 21, 300, 16, false, 0, FULL_MASK | SHARED_BIAS | KEY_MASK, 0, false, false },
-        { 1, 2, 2, 50, 50, 80, true, 0, 0, 0.2f, true, false },  { 2, 2, 1, 20, 280, 16, true, 260, SHARED_BIAS, 0.5f, false, false },
+        { 1, 1, 1, 300, 300, 24, true, 0, 0, 0, false, false },  { 1, 2, 1, 270, 530, 40, false, 0, 0, 0, false,
+                false },
+        { 2, 2, 2, 30, 290, 17, false, 0, KEY_MASK, 0, false, false }, { 2, 2, 2, 40, 40, 32, true, 0, KEY_MASK | BIAS,
+                0, false, false },
+        { 2, 2, 1, 29, 31, 33, false, 0, FULL_MASK, 0, false, true },
+                { 2, 2, 2, 21, 300, 16, false, 0, FULL_MASK | SHARED_BIAS | KEY_MASK, 0, false, false },
+        { 1, 2, 2, 50, 50, 80, true, 0, 0, 0.2f, true, false },  { 2, 2, 1, 20, 280, 16, true, 260, SHARED_BIAS, 0.5f,
+                false, false },
         { 1, 2, 2, 40, 20, 16, true, -10, 0, 0, false, false },  { 1, 8, 2, 1, 700, 64, true, 699, 0, 0, false, false },
-        { 1, 4, 2, 1, 30, 64, true, 20, KEY_MASK | BIAS, 0.3f, false, false }, { 1, 1, 1, 200, 200, 128, true, 0, 0, 0, false, false },
+        { 1, 4, 2, 1, 30, 64, true, 20, KEY_MASK | BIAS, 0.3f, false, false }, { 1, 1, 1, 200, 200, 128, true, 0, 0, 0,
+                false, false },
         { 1, 6, 6, 150, 150, 16, true, 0, 0, 0, true, false }
     };
     size_t i;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
 }
 
-typedef struct rope_case { ptrdiff_t batch, tokens, heads, dim, rotary; bool interleaved, inverse; const int32_t *positions; const float *x; } rope_case;
+typedef struct rope_case { ptrdiff_t batch, tokens, heads, dim, rotary; bool interleaved, inverse;
+    const int32_t *positions; const float *x; } rope_case;
 static void run_rope(const twb_cpu *cpu, const void *what, float *out) {
     const rope_case *c = (const rope_case *)what;
     memcpy(out, c->x, (size_t)(c->batch * c->tokens * c->heads * c->dim) * sizeof *out);
@@ -624,24 +705,28 @@ static void run_rope(const twb_cpu *cpu, const void *what, float *out) {
 static void check_rope(void) {
     int kind;
     for (kind = 0; kind < 6; kind++) {
-        const ptrdiff_t batch = 2, tokens = 21, heads = 3, dim = kind < 2 ? 64 : kind < 4 ? 38 : 300, rotary = kind < 4 ? 32 : 300, count = batch * tokens * heads * dim;
+        const ptrdiff_t batch = 2, tokens = 21, heads = 3, dim = kind < 2 ? 64 : kind < 4 ? 38 : 300, rotary = kind < 4
+                ? 32 : 300, count = batch * tokens * heads * dim;
         float *x = numbers(count, 1), *y = numbers(count, 0), *back = numbers(count, 0);
         int32_t positions[42];
         double *wanted = (double *)check_malloc((size_t)count * sizeof *wanted);
         ptrdiff_t i, t;
         rope_case c;
         for (i = 0; i < batch * tokens; i++) positions[i] = (int32_t)(i * 37 % 2000);
-        c.batch = batch; c.tokens = tokens; c.heads = heads; c.dim = dim; c.rotary = rotary; c.interleaved = kind % 2 == 1; c.inverse = false; c.positions = positions; c.x = x;
+        c.batch = batch; c.tokens = tokens; c.heads = heads; c.dim = dim; c.rotary = rotary;
+        c.interleaved = kind % 2 == 1; c.inverse = false; c.positions = positions; c.x = x;
         everywhere("rope", run_rope, &c, (size_t)count, y);
         for (i = 0; i < count; i++) wanted[i] = (double)x[i];
         for (t = 0; t < batch * tokens * heads; t++)
             for (i = 0; i < rotary / 2; i++) {
-                const ptrdiff_t one = t * dim + (c.interleaved ? 2*i : i), two = t * dim + (c.interleaved ? 2*i + 1 : i + rotary / 2);
+                const ptrdiff_t one = t * dim + (c.interleaved ? 2*i : i), two = t * dim
+                        + (c.interleaved ? 2*i + 1 : i + rotary / 2);
                 const double angle = (double)positions[t / heads] * pow(10000, -2.0 * (double)i / (double)rotary);
                 wanted[one] = (double)x[one] * cos(angle) - (double)x[two] * sin(angle);
                 wanted[two] = (double)x[two] * cos(angle) + (double)x[one] * sin(angle);
             }
-        near("rope", count, y, wanted, 2e-4);                       /* angles up to 2000, rounded to f32 as everybody does */
+        /* angles up to 2000, rounded to f32 as everybody does */
+        near("rope", count, y, wanted, 2e-4);
         c.inverse = true; c.x = y;
         everywhere("rope back", run_rope, &c, (size_t)count, back);
         for (i = 0; i < count; i++) wanted[i] = (double)x[i];
@@ -660,7 +745,8 @@ typedef struct image_case {
     float *x, *weight, *bias, *dy, *running;
 } image_case;
 
-/* 0 conv forward, 1 conv backward (dx, dweight, dbias), 2 max pool forward, 3 backward, 4 average pool forward, 5 backward,
+/* 0 conv forward, 1 conv backward (dx, dweight, dbias), 2 max pool forward, 3 backward, 4 average pool forward, 5
+   backward,
    6 batch norm forward (y, mean, rstd, running), 7 backward */
 static void run_image(const twb_cpu *cpu, const void *what, float *out) {
     const image_case *c = (const image_case *)what;
@@ -670,7 +756,8 @@ static void run_image(const twb_cpu *cpu, const void *what, float *out) {
         void *scratch = check_malloc(twb_conv2d_scratch(cpu, &c->conv));
         for (i = 0; i < c->x_count + c->w_count + c->channels && c->what == 1; i++) out[i] = 0.5f;
         if (c->what == 0) twb_conv2d(cpu, &c->conv, c->x, c->weight, c->bias, out, scratch);
-        else twb_conv2d_backward(cpu, &c->conv, c->x, c->weight, c->dy, out, c->accumulate, out + c->x_count, out + c->x_count + c->w_count, scratch);
+        else twb_conv2d_backward(cpu, &c->conv, c->x, c->weight, c->dy, out, c->accumulate, out + c->x_count, out
+                                 + c->x_count + c->w_count, scratch);
         free(scratch);
     } else if (c->what <= 3) {
         int32_t *argmax = (int32_t *)check_malloc((size_t)c->y_count * sizeof *argmax);
@@ -686,7 +773,8 @@ static void run_image(const twb_cpu *cpu, const void *what, float *out) {
     } else {
         float *moved = out + c->x_count + 2 * c->channels;
         memcpy(moved, c->running, (size_t)(2 * c->channels) * sizeof *moved);
-        n.weight = c->weight; n.bias = c->bias; n.mean = out + c->x_count; n.rstd = n.mean + c->channels; n.running_mean = moved; n.running_var = moved + c->channels;
+        n.weight = c->weight; n.bias = c->bias; n.mean = out + c->x_count; n.rstd = n.mean + c->channels;
+        n.running_mean = moved; n.running_var = moved + c->channels;
         twb_batch_norm(cpu, &n, c->x, out);
         if (c->what == 7) {
             for (i = 0; i < 2 * c->channels; i++) moved[i] = 0;
@@ -706,27 +794,34 @@ static double image_loss(void *what) {
     return loss;
 }
 
-static void check_conv(ptrdiff_t batch, ptrdiff_t in, ptrdiff_t h, ptrdiff_t w, ptrdiff_t out_channels, ptrdiff_t kh, ptrdiff_t kw, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t dilation, ptrdiff_t groups) {
+static void check_conv(ptrdiff_t batch, ptrdiff_t in, ptrdiff_t h, ptrdiff_t w, ptrdiff_t out_channels, ptrdiff_t kh,
+                       ptrdiff_t kw, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t dilation, ptrdiff_t groups) {
     image_case c;
     ptrdiff_t oh, ow, b, o, r, s, i, u, v;
     float *y, *grads;
     double *wanted;
     memset(&c, 0, sizeof c);
-    c.conv.batch = batch; c.conv.in_channels = in; c.conv.height = h; c.conv.width = w; c.conv.out_channels = out_channels;
-    c.conv.kernel_h = kh; c.conv.kernel_w = kw; c.conv.stride_h = stride; c.conv.stride_w = stride; c.conv.pad_h = pad; c.conv.pad_w = pad;
+    c.conv.batch = batch; c.conv.in_channels = in; c.conv.height = h; c.conv.width = w;
+    c.conv.out_channels = out_channels;
+    c.conv.kernel_h = kh; c.conv.kernel_w = kw; c.conv.stride_h = stride; c.conv.stride_w = stride; c.conv.pad_h = pad;
+    c.conv.pad_w = pad;
     c.conv.dilation_h = dilation; c.conv.dilation_w = dilation; c.conv.groups = groups;
     oh = twb_conv2d_out_height(&c.conv); ow = twb_conv2d_out_width(&c.conv);
-    c.x_count = batch * in * h * w; c.y_count = batch * out_channels * oh * ow; c.w_count = out_channels * (in / groups) * kh * kw; c.channels = out_channels;
-    c.x = numbers(c.x_count, 1); c.weight = numbers(c.w_count, 1); c.bias = numbers(out_channels, 1); c.dy = numbers(c.y_count, 1);
+    c.x_count = batch * in * h * w; c.y_count = batch * out_channels * oh * ow;
+    c.w_count = out_channels * (in / groups) * kh * kw; c.channels = out_channels;
+    c.x = numbers(c.x_count, 1); c.weight = numbers(c.w_count, 1); c.bias = numbers(out_channels, 1);
+    c.dy = numbers(c.y_count, 1);
     y = numbers(c.y_count, 0); grads = numbers(c.x_count + c.w_count + out_channels, 0);
     wanted = (double *)check_malloc((size_t)c.y_count * sizeof *wanted);
     everywhere("conv2d", run_image, &c, (size_t)c.y_count, y);
     for (b = 0; b < batch; b++) for (o = 0; o < out_channels; o++) for (r = 0; r < oh; r++) for (s = 0; s < ow; s++) {
         double sum = (double)c.bias[o];
         for (i = 0; i < in / groups; i++) for (u = 0; u < kh; u++) for (v = 0; v < kw; v++) {
-            const ptrdiff_t yy = r * stride - pad + u * dilation, xx = s * stride - pad + v * dilation, channel = o / (out_channels / groups) * (in / groups) + i;
+            const ptrdiff_t yy = r * stride - pad + u * dilation, xx = s * stride - pad + v * dilation,
+                    channel = o / (out_channels / groups) * (in / groups) + i;
             if (yy < 0 || yy >= h || xx < 0 || xx >= w) continue;
-            sum += (double)c.weight[((o * (in / groups) + i) * kh + u) * kw + v] * (double)c.x[((b * in + channel) * h + yy) * w + xx];
+            sum += (double)c.weight[((o * (in / groups) + i) * kh + u) * kw + v] * (double)c.x[((b * in + channel) * h
+                    + yy) * w + xx];
         }
         wanted[((b * out_channels + o) * oh + r) * ow + s] = sum;
     }
@@ -758,18 +853,25 @@ static void check_images(void) {
         double *wanted;
         memset(&c, 0, sizeof c);
         c.pool.batch = 2; c.pool.channels = 3; c.pool.height = 13; c.pool.width = 10;
-        c.pool.kernel_h = k == 3 ? 13 : 3; c.pool.kernel_w = k == 3 ? 10 : k == 1 ? 2 : 3; c.pool.stride_h = k == 3 ? 1 : 2; c.pool.stride_w = k == 2 ? 1 : 2; c.pool.pad_h = k == 3 ? 0 : 1; c.pool.pad_w = k == 0 ? 1 : 0;
+        c.pool.kernel_h = k == 3 ? 13 : 3; c.pool.kernel_w = k == 3 ? 10 : k == 1 ? 2 : 3;
+        c.pool.stride_h = k == 3 ? 1 : 2; c.pool.stride_w = k == 2 ? 1 : 2; c.pool.pad_h = k == 3 ? 0 : 1;
+        c.pool.pad_w = k == 0 ? 1 : 0;
         oh = twb_pool2d_out_height(&c.pool); ow = twb_pool2d_out_width(&c.pool);
         c.x_count = 6 * 130; c.y_count = 6 * oh * ow;
-        c.x = numbers(c.x_count, 1); c.dy = numbers(c.y_count, 1); y = numbers(c.y_count, 0); dx = numbers(c.x_count, 0);
+        c.x = numbers(c.x_count, 1); c.dy = numbers(c.y_count, 1); y = numbers(c.y_count, 0);
+        dx = numbers(c.x_count, 0);
         wanted = (double *)check_malloc((size_t)c.y_count * sizeof *wanted);
-        for (i = 0; i < c.x_count; i++) c.x[i] = (float)((i * 7919) % c.x_count) * 0.0625f;      /* far enough apart for the differences */
+        /* far enough apart for the differences */
+        for (i = 0; i < c.x_count; i++) c.x[i] = (float)((i * 7919) % c.x_count) * 0.0625f;
         for (c.what = 2; c.what <= 4; c.what += 2) {
             for (b = 0; b < 6; b++) for (r = 0; r < oh; r++) for (s = 0; s < ow; s++) {
                 double top = -HUGE_VAL, sum = 0;
-                for (i = r * c.pool.stride_h - c.pool.pad_h; i < r * c.pool.stride_h - c.pool.pad_h + c.pool.kernel_h; i++)
-                    for (j = s * c.pool.stride_w - c.pool.pad_w; j < s * c.pool.stride_w - c.pool.pad_w + c.pool.kernel_w; j++)
-                        if (i >= 0 && i < 13 && j >= 0 && j < 10) { const double x = (double)c.x[b * 130 + i * 10 + j]; sum += x; if (x > top) top = x; }
+                for (i = r * c.pool.stride_h - c.pool.pad_h; i < r * c.pool.stride_h - c.pool.pad_h + c.pool.kernel_h;
+                     i++)
+                    for (j = s * c.pool.stride_w - c.pool.pad_w; j < s * c.pool.stride_w - c.pool.pad_w
+                         + c.pool.kernel_w; j++)
+                        if (i >= 0 && i < 13 && j >= 0 && j < 10) { const double x = (double)c.x[b * 130 + i * 10 + j];
+                            sum += x; if (x > top) top = x; }
                 wanted[(b * oh + r) * ow + s] = c.what == 2 ? top : sum / (double)(c.pool.kernel_h * c.pool.kernel_w);
             }
             everywhere("pool", run_image, &c, (size_t)c.y_count, y);
@@ -787,9 +889,11 @@ static void check_images(void) {
         ptrdiff_t ch, b, i;
         float *out;
         memset(&c, 0, sizeof c);
-        c.norm.batch = 3; c.norm.channels = 5; c.norm.size = 35; c.norm.training = k == 0; c.norm.eps = 1e-5f; c.norm.momentum = 0.1f;
+        c.norm.batch = 3; c.norm.channels = 5; c.norm.size = 35; c.norm.training = k == 0; c.norm.eps = 1e-5f;
+        c.norm.momentum = 0.1f;
         c.x_count = c.y_count = 3 * 5 * 35; c.channels = 5;
-        c.x = numbers(c.x_count, 2); c.dy = numbers(c.x_count, 1); c.weight = numbers(5, 1); c.bias = numbers(5, 1); c.running = numbers(10, 0.5f);
+        c.x = numbers(c.x_count, 2); c.dy = numbers(c.x_count, 1); c.weight = numbers(5, 1); c.bias = numbers(5, 1);
+        c.running = numbers(10, 0.5f);
         for (i = 5; i < 10; i++) c.running[i] += 1;
         out = numbers(c.x_count + 20, 0);
         c.what = 6;
@@ -797,17 +901,22 @@ static void check_images(void) {
         for (ch = 0; ch < 5; ch++) {
             double mean = 0, var = 0, off = 0;
             for (b = 0; b < 3; b++) for (i = 0; i < 35; i++) mean += (double)c.x[(b * 5 + ch) * 35 + i] / 105;
-            for (b = 0; b < 3; b++) for (i = 0; i < 35; i++) var += pow((double)c.x[(b * 5 + ch) * 35 + i] - mean, 2) / 105;
+            for (b = 0; b < 3; b++) for (i = 0; i < 35; i++) var += pow((double)c.x[(b * 5 + ch) * 35 + i] - mean, 2)
+                / 105;
             if (k == 0) {
-                CHECK(fabs((double)out[c.x_count + 10 + ch] - (0.9 * (double)c.running[ch] + 0.1 * mean)) < 1e-6, "running mean");
-                CHECK(fabs((double)out[c.x_count + 15 + ch] - (0.9 * (double)c.running[5 + ch] + 0.1 * var * 105 / 104)) < 1e-6, "running variance");
+                CHECK(fabs((double)out[c.x_count + 10 + ch] - (0.9 * (double)c.running[ch] + 0.1 * mean)) < 1e-6,
+                      "running mean");
+                CHECK(fabs((double)out[c.x_count + 15 + ch]
+                           - (0.9 * (double)c.running[5 + ch] + 0.1 * var * 105 / 104)) < 1e-6, "running variance");
             } else {
                 mean = (double)c.running[ch];
                 var = (double)c.running[5 + ch];
             }
             for (b = 0; b < 3; b++) for (i = 0; i < 35; i++) {
                 const ptrdiff_t at = (b * 5 + ch) * 35 + i;
-                off = fmax(off, fabs((double)out[at] - (((double)c.x[at] - mean) / sqrt(var + 1e-5) * (double)c.weight[ch] + (double)c.bias[ch])));
+                off = fmax(off, fabs((double)out[at]
+                                     - (((double)c.x[at] - mean) / sqrt(var + 1e-5) * (double)c.weight[ch]
+                                        + (double)c.bias[ch])));
             }
             CHECK(off < 3e-6, "batch_norm is off by %.3g", off);
         }
@@ -832,11 +941,13 @@ static void run_step(const twb_cpu *cpu, const void *what, float *out) {
     if (c->kind <= 1) {
         twb_adamw_args a;
         a.lr = 0.01f; a.beta1 = 0.9f; a.beta2 = 0.99f; a.eps = 1e-8f; a.weight_decay = 0.1f; a.grad_scale = 0.5f;
-        a.bias_correction1 = 1 - 0.9f * 0.9f; a.bias_correction2 = 1 - 0.99f * 0.99f; a.l2 = c->kind == 1; a.zero_grad = c->kind == 0;
+        a.bias_correction1 = 1 - 0.9f * 0.9f; a.bias_correction2 = 1 - 0.99f * 0.99f; a.l2 = c->kind == 1;
+        a.zero_grad = c->kind == 0;
         twb_adamw(cpu, n, p, g, m, v, &a);
     } else if (c->kind <= 4) {
         twb_sgd_args a;
-        a.lr = 0.1f; a.momentum = 0.9f; a.dampening = c->kind == 3 ? 0.2f : 0; a.weight_decay = 0.01f; a.grad_scale = 0.5f; a.nesterov = c->kind == 2; a.zero_grad = c->kind == 3;
+        a.lr = 0.1f; a.momentum = 0.9f; a.dampening = c->kind == 3 ? 0.2f : 0; a.weight_decay = 0.01f;
+        a.grad_scale = 0.5f; a.nesterov = c->kind == 2; a.zero_grad = c->kind == 3;
         twb_sgd(cpu, n, p, g, c->kind == 4 ? NULL : m, &a);
     } else {
         twb_lion_args a;
@@ -856,7 +967,8 @@ static void check_steps(void) {
     for (c.kind = 0; c.kind <= 5; c.kind++) {
         everywhere("optimizer", run_step, &c, (size_t)(4 * n), out);
         for (i = 0; i < n; i++) {
-            double p = (double)start[i], g = 0.5 * (double)start[n + i], m = (double)start[2*n + i], v = (double)start[3*n + i];
+            double p = (double)start[i], g = 0.5 * (double)start[n + i], m = (double)start[2*n + i],
+                    v = (double)start[3*n + i];
             if (c.kind <= 1) {
                 if (c.kind == 1) g += 0.1 * p; else p *= 1 - 0.01 * 0.1;
                 m = 0.9 * m + 0.1 * g;
@@ -871,7 +983,8 @@ static void check_steps(void) {
                 p = p * (1 - 0.01 * 0.1) - 0.01 * (u > 0 ? 1 : u < 0 ? -1 : 0);
                 m = 0.98 * m + 0.02 * g;
             }
-            wanted[i] = p; wanted[n + i] = c.kind == 0 || c.kind == 3 ? 0 : (double)start[n + i]; wanted[2*n + i] = m; wanted[3*n + i] = v;
+            wanted[i] = p; wanted[n + i] = c.kind == 0 || c.kind == 3 ? 0 : (double)start[n + i]; wanted[2*n + i] = m;
+            wanted[3*n + i] = v;
         }
         near("optimizer p", n, out, wanted, 2e-6);
         near("optimizer g", n, out + n, wanted + n, 0);
@@ -887,10 +1000,12 @@ static void check_steps(void) {
 static void check_conversions(void) {
     static const twb_type types[3] = { TWB_F32, TWB_F16, TWB_BF16 };
     const ptrdiff_t n = 120011;
-    float *x = (float *)check_malloc((size_t)n * sizeof *x), *y = (float *)check_malloc((size_t)n * sizeof *y), *z = (float *)check_malloc((size_t)n * sizeof *z);
+    float *x = (float *)check_malloc((size_t)n * sizeof *x), *y = (float *)check_malloc((size_t)n * sizeof *y),
+            *z = (float *)check_malloc((size_t)n * sizeof *z);
     ptrdiff_t i;
     int from, to, isa;
-    for (i = 0; i < n; i++) x[i] = twb_bits_float(i < 65536 ? (uint32_t)i << 16 | (uint32_t)(i & 1) << 15 : check_random());
+    for (i = 0; i < n; i++) x[i] = twb_bits_float(i < 65536 ? (uint32_t)i << 16 | (uint32_t)(i & 1)
+        << 15 : check_random());
     for (from = 0; from < 3; from++) for (to = 0; to < 3; to++) {
         const size_t size = types[to] == TWB_F32 ? 4 : 2;
         int differ = 0;
@@ -899,7 +1014,8 @@ static void check_conversions(void) {
             if (!twb_isa_available((twb_isa)isa)) continue;
             cpu.isa = (twb_isa)isa;
             cpu.threads = 2;
-            twb_convert(&cpu, n, x, types[from], isa ? z : y, types[to]);                  /* from 16 bits: x's bytes are as good as any */
+            /* from 16 bits: x's bytes are as good as any */
+            twb_convert(&cpu, n, x, types[from], isa ? z : y, types[to]);
             if (!isa) continue;
             for (i = 0; i < n; i++) {
                 if (size == 2) differ += ((uint16_t *)z)[i] != ((uint16_t *)y)[i];
@@ -917,8 +1033,10 @@ static void check_conversions(void) {
     }
     for (i = 0; i < 65536; i++) {                                   /* there and back */
         const uint16_t h = (uint16_t)i;
-        if ((h & 0x7C00u) != 0x7C00u && twb_f32_to_f16(twb_f16_to_f32(h)) != h) { CHECK(false, "f16 %04x there and back", (unsigned)h); break; }
-        if ((h & 0x7F80u) != 0x7F80u && twb_f32_to_bf16(twb_bf16_to_f32(h)) != h) { CHECK(false, "bf16 %04x there and back", (unsigned)h); break; }
+        if ((h & 0x7C00u) != 0x7C00u && twb_f32_to_f16(twb_f16_to_f32(h)) != h)
+            { CHECK(false, "f16 %04x there and back", (unsigned)h); break; }
+        if ((h & 0x7F80u) != 0x7F80u && twb_f32_to_bf16(twb_bf16_to_f32(h)) != h)
+            { CHECK(false, "bf16 %04x there and back", (unsigned)h); break; }
     }
     free(x); free(y); free(z);
 }
@@ -942,8 +1060,10 @@ static void check_random_numbers(void) {
     c.n = n; c.seed = 12345; c.offset = 4294967295u - 1000; c.x = x;
     c.kind = 0;
     everywhere("uniform", run_random, &c, (size_t)n, y);
-    for (i = 0; i < n; i++) { sum += (double)y[i]; squares += pow((double)y[i] - 1, 2); if (y[i] < -1 || y[i] > 3) { CHECK(false, "uniform out of range"); break; } }
-    CHECK(fabs(sum / (double)n - 1) < 0.01 && fabs(squares / (double)n - 16.0 / 12) < 0.01, "uniform: mean %.4f, variance %.4f", sum / (double)n, squares / (double)n);
+    for (i = 0; i < n; i++) { sum += (double)y[i]; squares += pow((double)y[i] - 1, 2);
+        if (y[i] < -1 || y[i] > 3) { CHECK(false, "uniform out of range"); break; } }
+    CHECK(fabs(sum / (double)n - 1) < 0.01 && fabs(squares / (double)n - 16.0 / 12) < 0.01,
+          "uniform: mean %.4f, variance %.4f", sum / (double)n, squares / (double)n);
     c.kind = 1;
     everywhere("normal", run_random, &c, (size_t)n, y);
     sum = squares = 0;
@@ -952,8 +1072,10 @@ static void check_random_numbers(void) {
         sum += v; squares += v * v; cubes += v * v * v; fourths += v * v * v * v;
         if (i > 15) neighbours += v * ((double)y[i - 16] - 2) / 0.5;
     }
-    CHECK(fabs(sum / (double)n) < 0.01 && fabs(squares / (double)n - 1) < 0.015 && fabs(cubes / (double)n) < 0.03 && fabs(fourths / (double)n - 3) < 0.08 && fabs(neighbours / (double)n) < 0.01,
-          "normal: moments %.4f %.4f %.4f %.4f, pairs %.4f", sum / (double)n, squares / (double)n, cubes / (double)n, fourths / (double)n, neighbours / (double)n);
+    CHECK(fabs(sum / (double)n) < 0.01 && fabs(squares / (double)n - 1) < 0.015 && fabs(cubes / (double)n) < 0.03
+          && fabs(fourths / (double)n - 3) < 0.08 && fabs(neighbours / (double)n) < 0.01,
+          "normal: moments %.4f %.4f %.4f %.4f, pairs %.4f", sum / (double)n, squares / (double)n, cubes / (double)n,
+                  fourths / (double)n, neighbours / (double)n);
     for (i = 1; i < 50; i++) {
         twb_random_normal(&cpu, i, z, 2, 0.5f, 12345);
         CHECK(memcmp(z, y, (size_t)i * sizeof *z) == 0, "the first %ld normal numbers", (long)i);
@@ -964,13 +1086,16 @@ static void check_random_numbers(void) {
     for (i = 0; i < n; i++) {
         const bool keep = (float)(twb_random_bits(c.seed, c.offset + (uint64_t)i) >> 8) * (1.0f / 16777216.0f) >= 0.3f;
         sum += keep;
-        if (fabsf(y[i] - (keep ? x[i] * (1 / 0.7f) : 0)) > 1e-6f) { CHECK(false, "dropout of element %ld", (long)i); break; }
+        if (fabsf(y[i] - (keep ? x[i] * (1 / 0.7f) : 0)) > 1e-6f) { CHECK(false, "dropout of element %ld", (long)i);
+            break; }
     }
     CHECK(fabs(sum / (double)n - 0.7) < 0.005, "dropout keeps %.4f of 0.7", sum / (double)n);
     memset(counts, 0, sizeof counts);
     memset(ones, 0, sizeof ones);
-    for (i = 0; i < 1 << 18; i++) {                                 /* streams that differ in one bit of seed or counter have nothing in common */
-        const uint32_t r = twb_random_bits((uint64_t)i & 15, (uint64_t)i >> 4), flipped = r ^ twb_random_bits((uint64_t)i & 15, ((uint64_t)i >> 4) ^ 1);
+    /* streams that differ in one bit of seed or counter have nothing in common */
+    for (i = 0; i < 1 << 18; i++) {
+        const uint32_t r = twb_random_bits((uint64_t)i & 15, (uint64_t)i >> 4),
+                flipped = r ^ twb_random_bits((uint64_t)i & 15, ((uint64_t)i >> 4) ^ 1);
         int bit;
         counts[r >> 24]++;
         for (bit = 0; bit < 32; bit++) ones[bit] += flipped >> bit & 1u;
@@ -978,7 +1103,8 @@ static void check_random_numbers(void) {
     sum = 0;
     for (i = 0; i < 256; i++) sum += pow((double)counts[i] - 1024, 2) / 1024;
     CHECK(sum > 170 && sum < 350, "chi squared of 255 degrees: %.1f", sum);
-    for (i = 0; i < 32; i++) CHECK(fabs((double)ones[i] / (1 << 18) - 0.5) < 0.01, "bit %ld changes with the counter in %.4f of all cases", (long)i, (double)ones[i] / (1 << 18));
+    for (i = 0; i < 32; i++) CHECK(fabs((double)ones[i] / (1 << 18) - 0.5)
+        < 0.01, "bit %ld changes with the counter in %.4f of all cases", (long)i, (double)ones[i] / (1 << 18));
     release(x); release(y); release(z);
 }
 

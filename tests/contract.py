@@ -13,11 +13,13 @@ The reference loops are those that made the golden values: tools/goldens.py.
 """
 
 import argparse
+import atexit
 import csv
 import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -300,6 +302,8 @@ def random_forward_case(rng, seed):
         inputs.pad(side, [0] + [rng.randint(0, length // 2) for _ in range(batch - 1)])
         compare_rows = inputs.tensors["attention_mask"]
     outputs = goldens.reference_outputs(model, inputs.tensors)
+    if goldens.rounding_error(model, inputs.tensors, outputs)[0] > 1:
+        return random_forward_case(rng, seed)  # float32 cannot keep the tolerances here: another one
     if compare_rows is not None:
         outputs["compare"] = compare_rows.float()
     return folder, inputs.tensors, outputs
@@ -484,7 +488,7 @@ def generate():
             ids = [rng.randrange(1, config.vocab_size) for _ in range(rng.randint(1, 12))]
             args = {"max_new_tokens": rng.randint(1, 30), **setting}
             args["min_new_tokens"] = min(args.get("min_new_tokens", 0), args["max_new_tokens"])
-            reference = goldens.safe_generation(model, ids, args)
+            reference = goldens.safe_generation(model, ids, args, trials=2)
             if reference is None:
                 continue  # a near tie
             done += 1
@@ -514,17 +518,17 @@ def generate():
     with check("generate up to the last position"):
         got = generated(folder, [5] * 8, {"max_new_tokens": 40, "min_new_tokens": 40})
         assert len(got["ids"]) == 40
-    for what, args in {
-        "a prompt that is too long": ([5] * 49, {}),
-        "an id past the vocabulary": ([421], {}),
-        "a negative id": ([-1], {}),
-        "more tokens than positions": ([5] * 8, {"max_new_tokens": 100, "min_new_tokens": 100}),
-    }.items():
+    for what, prompt in {"a prompt that is too long": [5] * 49, "an id past the vocabulary": [421]}.items():
         with check(f"generate from {what}"):
-            flags = [flag for name, value in args[1].items() for flag in (GENERATION_FLAGS[name], value)]
-            result = run("generate", folder, "--ids", ",".join(map(str, args[0])), *flags)
-            assert result.status in ((1, 2) if what == "a negative id" else (1,)), f"exit status {result.status}"
-            error_line(result)
+            refuse("generate", folder, "--ids", ",".join(map(str, prompt)))
+    with check("generate from a negative id: a bad list or a bad id"):
+        result = run("generate", folder, "--ids", "-1")
+        assert result.status in (1, 2), f"exit status {result.status}"
+        error_line(result)
+    with check("generate past the last position: refused, or ended there"):
+        result = survive("generate", folder, "--ids", "5,5", "--max-new-tokens", 100, "--min-new-tokens", 100, "--json")
+        if result.status == 0:  # the very last token has no position of its own yet
+            assert len(result.object()["ids"]) in (46, 47), f"{len(result.object()['ids'])} ids"
     for dtype in ("f16", "bf16"):
         with check(f"generate --dtype {dtype} runs"):
             assert (
@@ -661,10 +665,12 @@ def train():
             "gradient_accumulation_steps": rng.choice([1, 2]),
             "max_grad_norm": rng.choice([0.5, 1.0, 100.0]),
         }
-        config["learning_rate"] = {"sgd": 0.1, "adafactor": 3e-4, "lion": 3e-4}.get(optim, 1e-3)
+        config["learning_rate"] = {"sgd": 0.1, "adafactor": 1e-4, "lion": 3e-4}.get(optim, 1e-3)
         folder = None
         with check(f"train with {optim}, {config['lr_scheduler_type']}: 20 losses, rates, norms"):
-            model = goldens.open_model(base).double()
+            model = goldens.open_model(base)
+            if optim != "adafactor":  # whose losses depend on float32's own noise: see make_train in tools/goldens.py
+                model = model.double()
             losses, rates, norms = goldens.train(model, data, config)
             folder, log = trained(config, f"optim-{optim}")
             close(numbers(log, "train_loss"), losses, 1e-4, "losses")
@@ -867,7 +873,8 @@ def train_evaluation(base, common, data):
         close([got["loss"]], [want], 1e-4, "loss")
         close([got["perplexity"] / math.exp(want)], [1.0], 2e-4, "perplexity")
     with check("eval without --json prints its numbers"):
-        assert f"{want:.2f}" in ok("eval", base, "--data", file).text
+        printed = [float(number) for number in re.findall(r"\d+\.\d+", ok("eval", base, "--data", file).text)]
+        assert any(abs(number - want) < 0.01 for number in printed), f"{want:.4f} is not among {printed}"
     with check("save_total_limit keeps the newest"):
         folder, _ = trained({**common, "save_steps": 3, "max_steps": 13, "save_total_limit": 2}, "rotation")
         assert checkpoint_steps(folder) == [12, 13], checkpoint_steps(folder)
@@ -1228,9 +1235,8 @@ def main():
         if options.times:
             print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
     if options.keep:
+        atexit.unregister(shutil.rmtree)
         print(f"kept {WORK}")
-    else:
-        shutil.rmtree(WORK, ignore_errors=True)
     print(f"{COUNTS['passed']} passed, {COUNTS['failed']} failed")
     return 1 if COUNTS["failed"] else 0
 

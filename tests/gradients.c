@@ -25,8 +25,11 @@ static tw_tensor *weigh(tw_tensor *x) {
     return tw_sum(tw_mul(tw_reshape(x, tw_shape1(n)), tw_tensor_from(tw, tw_shape1(n), w)));
 }
 static void note_operations(void) {
-    twi_node *node;
-    for (node = tw->tape; node; node = node->previous) seen[node->op] = 1;
+    const char *name;
+    int64_t i;
+    int op;
+    for (i = 0; (name = tw_tape_name(tw, i)) != NULL; i++)
+        for (op = 0; op < tw_operation_count(); op++) if (strcmp(name, tw_operation_name(op)) == 0) seen[op] = 1;
 }
 
 typedef tw_tensor *(*formula)(tw_tensor *const *p);

@@ -3,6 +3,7 @@
 The reference loops are those that made the golden values: tools/goldens.py.
 """
 
+import atexit
 import collections
 import contextlib
 import json
@@ -27,6 +28,7 @@ import goldens  # noqa: E402  (the path is set just above)
 TWINKLE = os.environ.get("TWINKLE", str(ROOT / "twinkle"))
 SEED = int(os.environ.get("SEED", "0"))  # another seed makes other models and texts
 WORK = Path(tempfile.mkdtemp(prefix="twinkle-contract-"))
+atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 SECONDS = 60  # what any run may take
 COUNTS = collections.Counter()  # passed, failed
 REFUSAL_SECONDS = 5  # what a refusal may take, on a machine that does other things too

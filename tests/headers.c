@@ -89,20 +89,19 @@ static void check_lines(const char *path, const char *text) {
     CHECK(bad == 0, "%s: %d lines with tabs, control characters or blanks at the end", path, bad);
 }
 
-/* The sample: from the line that has `#define TWINKLE_IMPLEMENTATION` in the opening comment to main's closing brace. */
+/* The sample: what stands between its marks, without the indentation of its first line. */
 static bool print_sample(const char *text) {
-    const char *end = strstr(text, "*/"), *begin = strstr(text, "#define TWINKLE_IMPLEMENTATION"), *main_at = begin ? strstr(begin, "int main(") : NULL, *s;
-    size_t indent = 0;
-    if (!end || !begin || begin > end || !main_at || main_at > end) return false;
-    while (begin > text && begin[-1] == ' ') { begin--; indent++; }
-    for (s = begin; s < end; ) {
-        size_t n = strcspn(s, "\n"), skip = 0;
-        while (skip < indent && s[skip] == ' ') skip++;
-        printf("%.*s\n", (int)(n - skip), s + skip);
-        if (s > main_at && s[skip] == '}' && skip == indent) return true;
-        s += n + 1;
+    const char *line = strstr(text, "[tw:sample]\n"), *end = line ? strstr(line, "[tw:end of sample]") : NULL;
+    size_t indent;
+    if (!end) return false;
+    line = strchr(line, '\n') + 1;
+    indent = strspn(line, " ");
+    while (line < end && memchr(line, '[', indent) == NULL) {
+        size_t n = strcspn(line, "\n"), blanks = strspn(line, " "), skip = blanks < indent ? blanks : indent;
+        printf("%.*s\n", (int)(n - skip), line + skip);
+        line += n + 1;
     }
-    return false;
+    return true;
 }
 
 int main(int argc, char **argv) {

@@ -16,7 +16,7 @@ typedef struct work {
     float       losses[STEPS], norms[STEPS];
     int32_t     ids[WORDS];
     int64_t     count;
-    char        error[256];
+    char        error[1024];
 } work;
 
 /* Makes a model, trains it with dropout for some steps and lets it write. */

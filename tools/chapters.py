@@ -11,7 +11,8 @@ and with `/* ==== [tw:05] layers: implementation ====` further down.  The promis
      twinkle_blas.h is compiled in several passes, so there a chapter's implementation may come in several pieces.
   2. The map in the opening comment has exactly these marks and titles (a title ends at its colon).
   3. No chapter reaches forward: it does not use what a later chapter's implementation defines.  A public function
-     belongs to the chapter that declares it, a type to the chapter that first names it (`typedef struct x x;`).
+     belongs to the chapter that declares it, a type to the chapter that first names it (`typedef struct x x;`);
+     pointing to a `struct x` that only a later chapter can look into is no use.
 """
 import re
 import sys
@@ -21,6 +22,8 @@ TOP = Path(__file__).resolve().parent.parent
 HEADERS = [("twinkle_blas.h", "twb", "#ifndef TWINKLE_BLAS_IMPLEMENTED"), ("twinkle.h", "tw", "#ifndef TWINKLE_IMPLEMENTED")]
 INSIDE_ONLY = {"twb:02", "twb:03"}       # chapters that declare nothing: how kernel sets are made, and chosen
 AHEAD = {                                # what an earlier chapter may use of a later one, and why
+    "twi_contiguous": "a view whose strides cannot be reshaped is copied, and a copy is an operation with a gradient",
+    "twi_free_model_files": "a model that is freed lets go of the files its weights lie in",
 }
 PUBLIC = r"^(?:TWDEF|TWBDEF)\b[^;{}()]*?\b(\w+)\s*\("
 
@@ -65,7 +68,7 @@ def reaches_forward(public, inside):
             home[name] = min(home.get(name, piece.mark), piece.mark)
     problems, said = [], set()
     for piece in inside:
-        for match in re.finditer(r"\b(?:tw[bi]?|TW[BI]?)_\w+\b", piece.code):
+        for match in re.finditer(r"(?<!struct )\b(?:tw[bi]?|TW[BI]?)_\w+\b", piece.code):
             name = match.group()
             if home.get(name, piece.mark) > piece.mark and name not in AHEAD and (name, piece.mark) not in said:
                 said.add((name, piece.mark))
