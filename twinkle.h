@@ -6334,7 +6334,8 @@ static bool twi_config_bool(tw_model *m, const char *key, bool otherwise) {
     return tw_json_bool(v, otherwise);
 }
 static tw_activation twi_config_activation(tw_model *m, const char *key, const char *otherwise) {
-    const char *name = tw_json_string(twi_config_value(m, key), otherwise);
+    const tw_json *v = twi_config_value(m, key);
+    const char *name = tw_json_string(v, v ? "" : otherwise);
     tw_activation a = TW_ACT_NONE;
     if (!tw_activation_named(name, &a)) twi_fail(m->region.tw, TW_E_CONFIG, "config: %s \"%.40s\" is no activation function known here", key, name);
     return a;
@@ -6712,9 +6713,14 @@ enum { TWI_MODEL_CLASSES = (int)(sizeof twi_model_classes / sizeof *twi_model_cl
 /* By `task` if there is one, else by architectures[0], else the model type's first. */
 static const twi_model_class *twi_find_class(tw_context *tw, const tw_json *config, const char *task) {
     const char *type = tw_json_string(tw_json_get(config, "model_type"), "");
-    const char *name = tw_json_string(tw_json_at(tw_json_get(config, "architectures"), 0), NULL);
+    const tw_json *classes = tw_json_get(config, "architectures");
+    const char *name = tw_json_string(tw_json_at(classes, 0), NULL);
     const twi_model_class *first = NULL;
     int i;
+    if (tw_json_count(classes) > 0 ? !name || tw_json_type(classes) != TW_JSON_ARRAY : classes && tw_json_type(classes) != TW_JSON_NULL && tw_json_type(classes) != TW_JSON_ARRAY) {
+        twi_fail(tw, TW_E_CONFIG, "config: architectures is no list of names");
+        return NULL;
+    }
     for (i = 0; i < TWI_MODEL_CLASSES; i++) {
         const twi_model_class *c = &twi_model_classes[i];
         bool of_type = type[0] ? strcmp(c->type->name, type) == 0 : name && strcmp(c->name, name) == 0;
@@ -8246,6 +8252,7 @@ static bool twi_buffer_put(twi_region *region, twi_buffer *b, uint32_t code, twi
 
 static bool twi_buffer_bytes(twi_region *region, twi_buffer *b, const char *s, size_t n, twi_origin origin) {
     size_t i;
+    if (n == 0) return true;
     if (!twi_buffer_reserve(region, b, n)) return false;
     memcpy(b->text + b->length, s, n);
     for (i = 0; i < n; i++) b->origins[b->length++] = origin;
@@ -11650,9 +11657,11 @@ static bool twi_add_token(tw_tokenizer *t, const char *s, size_t n, const twi_ad
 /* {"content": "...", "lstrip": ..., ...}, or the text alone, which is then a special token. */
 static bool twi_add_token_of(tw_tokenizer *t, const tw_json *j, bool special) {
     twi_added like;
-    const tw_json *content = tw_json_type(j) == TW_JSON_STRING ? j : tw_json_get(j, "content");
+    const tw_json *content = tw_json_type(j) == TW_JSON_STRING ? j : tw_json_get(j, "content"), *id = tw_json_get(j, "id");
     memset(&like, 0, sizeof like);
     if (tw_json_type(content) != TW_JSON_STRING) return twi_bad_tokenizer(t, "an added token has no content");
+    if (id && (tw_json_int(id, -1) < 0 || tw_json_int(id, -1) > INT32_MAX))       /* (which id it is, the order decides) */
+        return twi_bad_tokenizer(t, "added token \"%.60s\" has an id out of range", tw_json_string(content, ""));
     like.special = tw_json_bool(tw_json_get(j, "special"), special);
     like.single_word = tw_json_bool(tw_json_get(j, "single_word"), false);
     like.lstrip = tw_json_bool(tw_json_get(j, "lstrip"), false);

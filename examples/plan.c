@@ -29,7 +29,11 @@ static double mb(size_t bytes) { return (double)bytes / 1e6; }
 static void print_plans(tw_context *tw, const char *name, const tw_json *config) {
     size_t i;
     for (i = 0; i < sizeof uses / sizeof uses[0]; i++) {
-        tw_plan plan = tw_plan_config(tw, config, &uses[i].how);
+        tw_plan_desc how = uses[i].how;
+        int64_t positions = tw_json_int(tw_json_get(config, "n_positions"), 1024);
+        tw_plan plan;
+        if (how.sequence > positions) how.sequence = positions;            /* a smaller model: as much as it takes */
+        plan = tw_plan_config(tw, config, &how);
         if (i == 0) printf("%s: %.1f million parameters\n", name, (double)plan.parameters / 1e6);
         printf("  %-22s %8.1f %9.1f %9.1f %11.1f %8.1f %7.1f %9.1f\n", uses[i].name, mb(plan.weights_bytes), mb(plan.gradients_bytes),
                mb(plan.optimizer_bytes), mb(plan.activations_bytes), mb(plan.scratch_bytes), mb(plan.cache_bytes), mb(plan.total_bytes));

@@ -2,7 +2,7 @@
 
    The lesson: everything that makes a language model is here, once, in the order in which it happens:
 
-     1. text        a small grammar makes up stories (or give a text file of your own)
+     1. text        a small grammar makes up stories (or give it a text file of your own)
      2. tokenizer   byte-level BPE, learned from the text
      3. model       a GPT-2 with random weights, from a config.json in a string
      4. training    forward, loss, gradients, AdamW - a few hundred times
@@ -11,14 +11,15 @@
 
        cc -O3 -fopenmp -I.. story.c -o story -lm && ./story [TEXT_FILE] [STEPS]
 
-   No story is trained on twice, so what it writes is not remembered: it has learned how a story goes. */
+   No story is read twice, so what it writes is not remembered: it has learned how a story goes. */
 #define TWINKLE_IMPLEMENTATION
 #include "twinkle.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS = 600, BATCH = 8, BLOCK = 128, VOCABULARY = 768, STORIES = 6000 };
+enum { STEPS = 1200, BATCH = 2, BLOCK = 224, VOCABULARY = 1024, STORIES = 4000 };
+#define END "<|endoftext|>"
 
 /* ---- 1. text: a grammar of stories -------------------------------------------------------------
 
@@ -26,15 +27,13 @@ enum { STEPS = 600, BATCH = 8, BLOCK = 128, VOCABULARY = 768, STORIES = 6000 };
    filled in: {hero} a name, {he} {him} {his} its pronouns (with a capital: {He}), the same for the
    {friend} with {fhe} {fhim} {fhis}; {thing}, {place}, ... are drawn once a story. */
 
-typedef struct { const char *name; bool male; } person;
-static const person people[] = {
-    { "Anna", false }, { "Bruno", true }, { "Clara", false }, { "David", true }, { "Ella", false }, { "Felix", true }, { "Greta", false },
-    { "Hugo", true }, { "Ida", false }, { "Jonas", true }, { "Kira", false }, { "Leo", true }, { "Mina", false }, { "Nico", true },
-    { "Olga", false }, { "Paul", true }, { "Rosa", false }, { "Simon", true }, { "Tilda", false }, { "Viktor", true }, { "Wanda", false },
-    { "Xaver", true }, { "Yara", false }, { "Zeno", true }
+typedef struct { const char *kind, *names[2]; } animal;         /* her name and his */
+static const animal animals[] = {
+    { "bear", { "Bella", "Bruno" } }, { "cat", { "Clara", "Caspar" } }, { "dragon", { "Dora", "David" } }, { "fox", { "Fiona", "Felix" } },
+    { "giant", { "Greta", "Gustav" } }, { "hedgehog", { "Hanna", "Hugo" } }, { "lion", { "Lena", "Leo" } }, { "mouse", { "Mina", "Milo" } },
+    { "owl", { "Olga", "Oscar" } }, { "penguin", { "Paula", "Paul" } }, { "rabbit", { "Rosa", "Rudi" } }, { "snail", { "Sonja", "Simon" } },
+    { "turtle", { "Tilda", "Tom" } }, { "wolf", { "Wanda", "Willi" } }
 };
-static const char *const kinds[] = { "fox", "mouse", "bear", "hedgehog", "rabbit", "frog", "crow", "cat", "dragon", "giant", "girl", "boy", "owl", "badger" };
-enum { GIRL = 10, BOY = 11 };
 static const char *const traits[] = { "little", "brave", "shy", "clever", "lazy", "cheerful", "curious", "grumpy", "gentle", "hungry", "proud", "dreamy" };
 static const char *const homes[] = { "in a hollow tree", "at the edge of the forest", "in a house by the sea", "under an old bridge", "high up in the mountains",
     "in a small village", "behind the windmill", "in a garden full of roses", "on a boat", "in a tower without stairs" };
@@ -90,22 +89,18 @@ static size_t roll(size_t sides) {
 #define PICK(list) ((list)[roll(COUNT(list))])
 
 typedef struct {
-    const person *hero, *friend_;
-    const char *trait, *kind, *ftrait, *fkind, *home, *thing, *place;
+    const animal *hero, *friend_;
+    size_t he, fhe;                     /* 1: he, 0: she */
+    const char *trait, *ftrait, *home, *thing, *place;
     const obstacle *trouble;
 } story;
 
-static const char *kind_for(const person *who) {
-    size_t k = roll(COUNT(kinds));
-    return k == GIRL || k == BOY ? kinds[who->male ? BOY : GIRL] : kinds[k];
-}
-
 static story new_story(void) {
     story s;
-    s.hero = &PICK(people);
-    do s.friend_ = &PICK(people); while (s.friend_ == s.hero);
-    s.kind = kind_for(s.hero);
-    do s.fkind = kind_for(s.friend_); while (s.fkind == s.kind);
+    s.hero = &PICK(animals);
+    do s.friend_ = &PICK(animals); while (s.friend_ == s.hero);
+    s.he = roll(2);
+    s.fhe = roll(2);
     s.trait = PICK(traits);
     do s.ftrait = PICK(traits); while (s.ftrait == s.trait);
     s.home = PICK(homes);
@@ -132,10 +127,9 @@ static void text_add(text *t, const char *bytes, size_t count) {
 static const char *slot_value(const story *s, const char *slot, size_t n) {
     static const char *const pronouns[2][3] = { { "she", "her", "her" }, { "he", "him", "his" } };
     const struct { const char *name, *value; } values[] = {
-        { "hero", s->hero->name }, { "he", pronouns[s->hero->male][0] }, { "him", pronouns[s->hero->male][1] }, { "his", pronouns[s->hero->male][2] },
-        { "friend", s->friend_->name }, { "fhe", pronouns[s->friend_->male][0] }, { "fhis", pronouns[s->friend_->male][2] },
-        { "trait", s->trait }, { "kind", s->kind }, { "ftrait", s->ftrait }, { "fkind", s->fkind }, { "home", s->home }, { "thing", s->thing },
-        { "place", s->place }, { "complaint", s->trouble->complaint }, { "help", s->trouble->help }
+        { "hero", s->hero->names[s->he] }, { "he", pronouns[s->he][0] }, { "him", pronouns[s->he][1] }, { "his", pronouns[s->he][2] },
+        { "friend", s->friend_->names[s->fhe] }, { "fhe", pronouns[s->fhe][0] }, { "fhis", pronouns[s->fhe][2] }, { "trait", s->trait },
+        { "kind", s->hero->kind }, { "ftrait", s->ftrait }, { "fkind", s->friend_->kind }, { "home", s->home }, { "thing", s->thing }, { "place", s->place }, { "complaint", s->trouble->complaint }, { "help", s->trouble->help }
     };
     size_t i;
     for (i = 0; i < COUNT(values); i++)
@@ -177,7 +171,7 @@ static void tell(text *out) {
         fill(out, &s, plot[i]);
         text_add(out, i == 3 || i == 8 || i == COUNT(plot) - 1 ? "\n" : " ", 1);
     }
-    text_add(out, "<|endoftext|>", 13);
+    text_add(out, END, strlen(END));
 }
 
 static text all_stories(void) {
@@ -201,21 +195,39 @@ static text read_file(const char *path) {
 
 /* ---- 2 to 5: tokenizer, model, training, saving ------------------------------------------------ */
 
-static void train(tw_context *tw, const text *t, int steps) {
-    char config[256], schedule[96];
+/* The stories as rows of BLOCK token ids: each begins a row, and end tokens fill it up. */
+static int32_t *rows_of_stories(tw_tokenizer *tokenizer, const text *t, int64_t *rows) {
+    int32_t *ids = (int32_t *)malloc((size_t)STORIES * BLOCK * sizeof *ids), end = tw_token_id(tokenizer, END);
+    const char *from = t->data, *to;
+    for (*rows = 0; ids && (to = strstr(from, END)) != NULL; ++*rows, from = to + strlen(END)) {
+        int32_t *row = ids + *rows * BLOCK;
+        tw_encoding e;
+        int64_t n = tw_tokenize(tokenizer, from, (size_t)(to - from), NULL, &e), i;
+        for (i = 0; i < BLOCK; i++) row[i] = i < n ? e.ids[i] : end;
+    }
+    return ids;
+}
+
+static void train(tw_context *tw, const text *t, bool stories, int steps) {
+    char config[320], schedule[96];
     tw_tokenizer *tokenizer = tw_train_tokenizer(tw, t->data, t->length, VOCABULARY, NULL);
-    tw_dataset_desc rows = { .batch_size = BATCH, .block_size = BLOCK, .max_steps = steps, .shuffle = true };
+    tw_dataset_desc how = { .batch_size = BATCH, .block_size = BLOCK, .max_steps = steps, .shuffle = true };
+    int32_t *ids = NULL;
+    int64_t rows = 0;
     tw_model *gpt;
     tw_dataset *data;
     tw_batch batch;
 
-    snprintf(config, sizeof config, "{\"model_type\":\"gpt2\",\"n_layer\":4,\"n_embd\":256,\"n_head\":4,\"n_positions\":256,\"vocab_size\":%d,"
-             "\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}", VOCABULARY);
+    snprintf(config, sizeof config, "{\"model_type\":\"gpt2\",\"n_layer\":4,\"n_embd\":256,\"n_head\":8,\"n_positions\":%d,\"vocab_size\":%d,"
+             "\"bos_token_id\":%d,\"eos_token_id\":%d,\"initializer_range\":0.08,\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}", BLOCK, (int)tw_vocab_size(tokenizer),
+             (int)tw_token_id(tokenizer, END), (int)tw_token_id(tokenizer, END));
     snprintf(schedule, sizeof schedule, "{\"warmup_steps\":%d,\"max_steps\":%d}", steps / 20, steps);
     gpt = tw_from_config(tw, config);
     tw_set_tokenizer(gpt, tokenizer);
-    data = tw_dataset_from_text(gpt, t->data, t->length, &rows);
-    tw_set_optimizer(gpt, "adamw", "{\"lr\":2e-3,\"weight_decay\":0.1,\"betas\":[0.9,0.98]}");
+    if (stories) ids = rows_of_stories(tokenizer, t, &rows);
+    data = stories ? tw_dataset_from_ids(tw, ids, rows * BLOCK, &how) : tw_dataset_from_text(gpt, t->data, t->length, &how);
+    free(ids);
+    tw_set_optimizer(gpt, "adamw", "{\"lr\":1.5e-3,\"weight_decay\":0.01,\"betas\":[0.9,0.98]}");
     tw_set_lr_scheduler(gpt, "cosine", schedule);
     printf("A GPT-2 with %.1f million parameters reads %d times %d tokens.\n", (double)tw_num_parameters(gpt, true) / 1e6, steps, BATCH * BLOCK);
     fflush(stdout);
@@ -224,7 +236,7 @@ static void train(tw_context *tw, const text *t, int steps) {
         tw_clip_grad_and_step(gpt, 1.0f, 2, NULL);                  /* clip_grad_norm, step, zero_grad, lr_step */
         tw_progress(data, "loss", (double)loss);                    /* bar, rate, time left */
     }
-    tw_save(gpt, "story", "out");
+    tw_save(gpt, "story", "out");                                   /* out/story: opens again here and in transformers */
     tw_dataset_free(data);
 }
 
@@ -257,7 +269,7 @@ static void write_stories(tw_context *tw, const char *const *beginnings, size_t 
 }
 
 int main(int argc, char **argv) {
-    static const char *const of_stories[] = { "Once upon a time there was a", "Greta was a shy owl", "There once was a dragon called Paul" };
+    static const char *const of_stories[] = { "Once upon a time there was a", "Wanda was a shy wolf", "There once was a snail called Simon" };
     static const char *const of_a_file[] = { "\n", "\n", "\n" };
     const char *path = argc > 1 && argv[1][0] ? argv[1] : NULL;
     int steps = argc > 2 ? atoi(argv[2]) : STEPS, failed;
@@ -265,7 +277,7 @@ int main(int argc, char **argv) {
     tw_context *tw = tw_create(NULL);
 
     printf("%s: %.1f MB of text.\n", path ? path : "Made-up stories", (double)t.length / 1e6);
-    train(tw, &t, steps > 0 ? steps : 1);
+    train(tw, &t, path == NULL, steps > 0 ? steps : 1);
     write_stories(tw, path ? of_a_file : of_stories, COUNT(of_stories));
     failed = tw_failed(tw);
     if (failed) fprintf(stderr, "%s\n", tw_error(tw));

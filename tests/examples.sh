@@ -28,7 +28,7 @@ says plan 'train, checkpointing'
 if "$bin/story" "" 40 > printed 2> err; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "story failed: $(tail -n 1 err)"; fi
 says story 'million parameters'
 says story '^--- 3 ---'
-says story 'Greta was a shy owl'
+says story 'Wanda was a shy wolf'
 run talk out/story "Once upon a time"
 says talk '^Once upon a time'
 run game_loop out/story "Once upon a time"

@@ -9,13 +9,13 @@
 #define GOLDENS "goldens/"
 
 /* "goldens/gpt2/default/in.safetensors" */
-static const char *golden_path(char room[512], const char *family, const char *name, const char *file) {
+static inline const char *golden_path(char room[512], const char *family, const char *name, const char *file) {
     snprintf(room, 512, GOLDENS "%s/%s%s%s", family, name, file[0] ? "/" : "", file);
     return room;
 }
 
 /* A tensor of a file as a tensor of the step: whole numbers as I32, all others as F32. */
-static tw_tensor *golden_tensor(tw_context *tw, const tw_weight *w) {
+static inline tw_tensor *golden_tensor(tw_context *tw, const tw_weight *w) {
     tw_shape shape;
     tw_tensor *t;
     int64_t i;
@@ -37,7 +37,7 @@ static tw_tensor *golden_tensor(tw_context *tw, const tw_weight *w) {
 }
 
 /* All tensors of a file as a batch. */
-static void golden_batch(tw_context *tw, const tw_weights *file, tw_batch *batch) {
+static inline void golden_batch(tw_context *tw, const tw_weights *file, tw_batch *batch) {
     size_t i;
     memset(batch, 0, sizeof *batch);
     for (i = 0; i < tw_weights_count(file); i++) tw_batch_set(batch, tw_weights_at(file, i)->name, golden_tensor(tw, tw_weights_at(file, i)));
@@ -45,7 +45,7 @@ static void golden_batch(tw_context *tw, const tw_weights *file, tw_batch *batch
 
 /* The largest difference, relative to the largest expected number (or to `least`, if that is larger); infinite where the
    sizes differ.  rows: only those where it is not 0 count (NULL: all). */
-static double golden_error(const float *got, int64_t count, const tw_weight *want, const float *rows, int64_t row_count, double least) {
+static inline double golden_error(const float *got, int64_t count, const tw_weight *want, const float *rows, int64_t row_count, double least) {
     const float *w = (const float *)want->data;
     double largest = least, off = 0;
     int64_t i, n = (int64_t)(want->bytes / sizeof(float)), columns = row_count ? n / row_count : 1;

@@ -39,7 +39,7 @@ static tw_tensor *run_formula(void *user, tw_tensor *const *p) {
     return y;
 }
 static void check(const char *name, formula f, tw_tensor *const *p, int count, double bound) {
-    char where[256], sentence[512];
+    char where[256], sentence[2048];
     double worst = tw_check_gradients(tw, run_formula, &f, p, count, 2e-2f, where, sizeof where);
     snprintf(sentence, sizeof sentence, "%s: worst %.2g, %s %s", name, worst, where, tw_error(tw));
     CHECK(worst <= bound, "%s", sentence);

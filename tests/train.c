@@ -213,7 +213,7 @@ static void memory_case(bool checkpointing) {
     how.batch = 3; how.sequence = 23; how.training = true; how.gradient_checkpointing = checkpointing;
     plan = tw_plan_config(tw, config, &how);
     CHECK(plan.parameters == tw_num_parameters(m, false), "the plan counts %ld parameters", (long)plan.parameters);
-    CHECK(plan.activations_bytes >= after.step_bytes * 0.98 && plan.activations_bytes <= after.step_bytes * 1.02, "the plan says %ld bytes a step, it took %ld", (long)plan.activations_bytes, (long)after.step_bytes);
+    CHECK(plan.activations_bytes >= after.step_bytes / 50 * 49 && plan.activations_bytes <= after.step_bytes / 50 * 51, "the plan says %ld bytes a step, it took %ld", (long)plan.activations_bytes, (long)after.step_bytes);
     CHECK(plan.weights_bytes >= (size_t)plan.parameters * 4 && plan.gradients_bytes == plan.weights_bytes && plan.optimizer_bytes >= 2 * (size_t)plan.parameters * 4, "the plan's parts do not add up");
     tw_destroy(tw);
 }

@@ -617,7 +617,7 @@ static void forward_files(arguments *a, tw_model *model, const tw_weights *in) {
     tw_no_grad(tw, !gradients);
     if (!tw_model_forward(model, &batch, &pass, &out)) return;
     if (gradients && !tw_batch_get(&out, "loss")) { fail(tw, TW_E_MISSING, "forward: --grads needs labels, and there are none (%s)", option_text(a, "--in", "")); return; }
-    if (gradients && !tw_backward(tw_batch_get(&out, "loss"))) return;
+    if (gradients && !tw_backward(tw_batch_get(&out, "mc_loss") ? tw_add(tw_batch_get(&out, "loss"), tw_batch_get(&out, "mc_loss")) : tw_batch_get(&out, "loss"))) return;
     found.count = 0;
     found.list = (tw_weight *)allocate(tw, (size_t)out.count + (size_t)tw_parameter_count(model), sizeof *found.list);
     if (!found.list) return;
