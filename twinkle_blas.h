@@ -35,15 +35,14 @@
    CHAPTERS (search for the mark)
        [twb:01] the processor and its threads
        [twb:02] one text, four kernel sets
-       [twb:03] choosing kernels, handing out work
+       [twb:03] elementary functions
        [twb:04] matrix product
        [twb:05] a language model's head and its cross-entropy in one
-       [twb:06] elementary functions
-       [twb:07] rows
-       [twb:08] attention
-       [twb:09] convolution, pooling, batch norm
-       [twb:10] optimizers
-       [twb:11] conversions and random numbers
+       [twb:06] rows
+       [twb:07] attention
+       [twb:08] convolution, pooling, batch norm
+       [twb:09] optimizers
+       [twb:10] conversions and random numbers
 
    Licence: public domain or MIT-0, at your choice; see the end of twinkle.h. */
 #ifndef TWINKLE_BLAS_H
@@ -117,6 +116,49 @@ typedef enum twb_activation {
     TWB_ACT_COUNT
 } twb_activation;
 
+
+/* ---- [twb:03] elementary functions ----------------------------------------------------------
+   Largest errors, in units in the last place: exp 0.9, log 0.9, tanh 1.5, erf 1.1, sigmoid 2.4, softplus 2.0,
+   sin and cos 0.51 (any argument), square root, division and the rest correctly rounded. */
+typedef enum twb_unary_op {
+    TWB_COPY = 0, TWB_NEG, TWB_ABS, TWB_SQUARE, TWB_RECIPROCAL,
+    TWB_SQRT, TWB_RSQRT,                /* 1 / sqrt(x) */
+    TWB_EXP, TWB_LOG, TWB_SIN, TWB_COS, TWB_TANH, TWB_ERF,
+    TWB_SIGMOID, TWB_SOFTPLUS,          /* log(1 + exp(x)) */
+    TWB_RELU, TWB_GELU, TWB_GELU_TANH, TWB_SILU, TWB_QUICK_GELU,
+    TWB_UNARY_COUNT
+} twb_unary_op;
+
+typedef enum twb_binary_op { TWB_ADD = 0, TWB_SUB, TWB_MUL, TWB_DIV, TWB_MAX, TWB_MIN, TWB_BINARY_COUNT } twb_binary_op;
+
+/* y[i] = op(x[i]); y may be x. */
+TWBDEF void twb_unary(const twb_cpu *cpu, twb_unary_op op, ptrdiff_t n, const float *x, float *y);
+/* dx[i] = dy[i] op'(x[i]), added to dx where `accumulate`.  RECIPROCAL, SQRT, RSQRT, EXP, TANH and SIGMOID read
+   only the forward result y, the others only x: the pointer that is not read may be NULL.  dx may be dy. */
+TWBDEF void twb_unary_backward(const twb_cpu *cpu, twb_unary_op op, ptrdiff_t n, const float *x, const float *y,
+                               const float *dy, float *dx, bool accumulate);
+TWBDEF twb_unary_op twb_activation_op(twb_activation act);
+/* dx (+)= dy act'(pre), where `pre` is the activation's argument.  dx may be dy. */
+TWBDEF void twb_activation_backward(const twb_cpu *cpu, twb_activation act, ptrdiff_t n, const float *pre,
+                                    const float *dy, float *dx, bool accumulate);
+
+/* y[i] = op(a[i a_step], b[i b_step]); a step of 0 repeats one number, 1 is a plain array (other steps are slow).
+   MAX and MIN give b where either is NaN.  y may be a or b. */
+TWBDEF void twb_binary(const twb_cpu *cpu, twb_binary_op op, ptrdiff_t n, const float *a, ptrdiff_t a_step,
+                       const float *b, ptrdiff_t b_step, float *y);
+/* y = alpha x + beta y; beta 0: y is not read */
+TWBDEF void twb_axpby(const twb_cpu *cpu, ptrdiff_t n, float alpha, const float *x, float beta, float *y);
+TWBDEF void twb_fill(const twb_cpu *cpu, ptrdiff_t n, float value, float *y);
+
+/* Sums over whole arrays: f32 in sixteen lanes over chunks of 16384, the chunks added in double, in order. */
+TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x);
+TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y);
+TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x);
+/* 0 for n = 0; NaN if an element is NaN */
+TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x);
+/* y[j] (+)= sum over rows of x[row][j]: a bias's gradient. */
+TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
+                              float *y, bool accumulate);
 
 /* ---- [twb:04] matrix product ----------------------------------------------------------------
    C = alpha op(A) op(B) + beta C, all row-major, f32 sums.  op(A) is [m,k], op(B) [k,n], C [m,n].
@@ -198,50 +240,7 @@ TWBDEF void   twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cros
    `row` has room for vocab doubles. */
 TWBDEF void   twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *args, double *row);
 
-/* ---- [twb:06] elementary functions ----------------------------------------------------------
-   Largest errors, in units in the last place: exp 0.9, log 0.9, tanh 1.5, erf 1.1, sigmoid 2.4, softplus 2.0,
-   sin and cos 0.51 (any argument), square root, division and the rest correctly rounded. */
-typedef enum twb_unary_op {
-    TWB_COPY = 0, TWB_NEG, TWB_ABS, TWB_SQUARE, TWB_RECIPROCAL,
-    TWB_SQRT, TWB_RSQRT,                /* 1 / sqrt(x) */
-    TWB_EXP, TWB_LOG, TWB_SIN, TWB_COS, TWB_TANH, TWB_ERF,
-    TWB_SIGMOID, TWB_SOFTPLUS,          /* log(1 + exp(x)) */
-    TWB_RELU, TWB_GELU, TWB_GELU_TANH, TWB_SILU, TWB_QUICK_GELU,
-    TWB_UNARY_COUNT
-} twb_unary_op;
-
-typedef enum twb_binary_op { TWB_ADD = 0, TWB_SUB, TWB_MUL, TWB_DIV, TWB_MAX, TWB_MIN, TWB_BINARY_COUNT } twb_binary_op;
-
-/* y[i] = op(x[i]); y may be x. */
-TWBDEF void twb_unary(const twb_cpu *cpu, twb_unary_op op, ptrdiff_t n, const float *x, float *y);
-/* dx[i] = dy[i] op'(x[i]), added to dx where `accumulate`.  RECIPROCAL, SQRT, RSQRT, EXP, TANH and SIGMOID read
-   only the forward result y, the others only x: the pointer that is not read may be NULL.  dx may be dy. */
-TWBDEF void twb_unary_backward(const twb_cpu *cpu, twb_unary_op op, ptrdiff_t n, const float *x, const float *y,
-                               const float *dy, float *dx, bool accumulate);
-TWBDEF twb_unary_op twb_activation_op(twb_activation act);
-/* dx (+)= dy act'(pre), where `pre` is the activation's argument.  dx may be dy. */
-TWBDEF void twb_activation_backward(const twb_cpu *cpu, twb_activation act, ptrdiff_t n, const float *pre,
-                                    const float *dy, float *dx, bool accumulate);
-
-/* y[i] = op(a[i a_step], b[i b_step]); a step of 0 repeats one number, 1 is a plain array (other steps are slow).
-   MAX and MIN give b where either is NaN.  y may be a or b. */
-TWBDEF void twb_binary(const twb_cpu *cpu, twb_binary_op op, ptrdiff_t n, const float *a, ptrdiff_t a_step,
-                       const float *b, ptrdiff_t b_step, float *y);
-/* y = alpha x + beta y; beta 0: y is not read */
-TWBDEF void twb_axpby(const twb_cpu *cpu, ptrdiff_t n, float alpha, const float *x, float beta, float *y);
-TWBDEF void twb_fill(const twb_cpu *cpu, ptrdiff_t n, float value, float *y);
-
-/* Sums over whole arrays: f32 in sixteen lanes over chunks of 16384, the chunks added in double, in order. */
-TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x);
-TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y);
-TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x);
-/* 0 for n = 0; NaN if an element is NaN */
-TWBDEF float  twb_max_abs(const twb_cpu *cpu, ptrdiff_t n, const float *x);
-/* y[j] (+)= sum over rows of x[row][j]: a bias's gradient. */
-TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
-                              float *y, bool accumulate);
-
-/* ---- [twb:07] rows: softmax, norms, embedding, cross-entropy ---------------------------------
+/* ---- [twb:06] rows: softmax, norms, embedding, cross-entropy ---------------------------------
    x, y and their gradients are [rows, cols] with leading dimensions; y may be x, dx may be dy. */
 
 /* y = exp(x - max) / sum;  dx (+)= y (dy - sum(y dy)). */
@@ -294,7 +293,7 @@ TWBDEF void twb_cross_entropy(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t clas
                               const int32_t *labels, int32_t ignore_index, float label_smoothing, float *losses,
                               float *dlogits, ptrdiff_t ld_d, float scale);
 
-/* ---- [twb:08] attention ----------------------------------------------------------------------
+/* ---- [twb:07] attention ----------------------------------------------------------------------
    out[i] = sum_j p_ij v_j,   p_ij = softmax over the visible j of (scale q_i . k_j + bias_ij)
 
    by tiles, with a running maximum and sum for each row (FlashAttention; Dao, Fu, Ermon, Rudra, Re 2022):
@@ -348,7 +347,7 @@ TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrd
                      ptrdiff_t rotary_dim, bool interleaved, const int32_t *positions, float theta, float *x,
                      ptrdiff_t x_batch, ptrdiff_t x_token, ptrdiff_t x_head, bool inverse);
 
-/* ---- [twb:09] convolution, pooling, batch norm -----------------------------------------------
+/* ---- [twb:08] convolution, pooling, batch norm -----------------------------------------------
    Images are [batch, channels, height, width], dense, as in PyTorch. */
 typedef struct twb_conv2d_args {
     ptrdiff_t batch, in_channels, height, width, out_channels;
@@ -409,7 +408,7 @@ TWBDEF void twb_batch_norm(const twb_cpu *cpu, const twb_batch_norm_args *args, 
 TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x,
                                     const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias);
 
-/* ---- [twb:10] optimizers ---------------------------------------------------------------------
+/* ---- [twb:09] optimizers ---------------------------------------------------------------------
    One pass over memory: parameters, gradients and state are read once and written once; scaling the gradient (clipping)
    and
    zeroing it ride along.  p parameters, g gradients, [n] each. */
@@ -439,7 +438,7 @@ typedef struct twb_lion_args { float lr, beta1, beta2, weight_decay, grad_scale;
 /* Lion (Chen et al. 2023): p = p (1 - lr weight_decay) - lr sign(m + (1-beta1)(g - m));  m = m + (1-beta2)(g - m). */
 TWBDEF void twb_lion(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, const twb_lion_args *args);
 
-/* ---- [twb:11] conversions and random numbers -------------------------------------------------- */
+/* ---- [twb:10] conversions and random numbers -------------------------------------------------- */
 
 /* dst[i] = src[i] in another type, rounded to nearest, ties to even.  The arrays do not overlap, unless they are the
    same and the types have one size. */
@@ -606,7 +605,9 @@ TWBDEF uint16_t twb_f32_to_f16(float x) {
     return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
-/* ==== [twb:06] elementary functions =========================================================
+static TWB_UNUSED ptrdiff_t twb_min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* ==== [twb:03] elementary functions =========================================================
 
    exp, log, tanh and erf, and the activations made of them.  They are our own because a C library
    gives other bits on every system, and works on one number at a time.  Each reduces its argument
@@ -763,7 +764,6 @@ static TWB_UNUSED ptrdiff_t twb_queue_take(twb_queue *queue, int worker, ptrdiff
 #endif
 }
 
-static TWB_UNUSED ptrdiff_t twb_min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 static TWB_UNUSED ptrdiff_t twb_ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 static TWB_UNUSED size_t twb_type_bytes(twb_type type) { return type == TWB_F32 ? 4u : 2u; }
 static TWB_UNUSED float *twb_align64(void *p) { return (float *)(((uintptr_t)p + 63u) & ~(uintptr_t)63u); }
@@ -875,6 +875,9 @@ static TWB_UNUSED float twb_loss_of(const twb_linear_cross_entropy_args *args, c
     if (!(args->label_smoothing > 0)) return nll;
     return (1 - args->label_smoothing) * nll + args->label_smoothing * (lse - row->total / (float)args->vocab);
 }
+
+/* ---- [twb:03] elementary functions: what arrays, rows and random numbers share ------------------ */
+
 /* sin(x + quadrant pi/2) in double precision, rounded once.  The argument is reduced by multiples of pi/2: up to
    2^26 by subtracting k pi/2 in three parts (k times the first two is exact); beyond, where a float is an
    integer m 2^e, by multiplying m with those bits of 2/pi that matter modulo 4 (Payne, Hanek 1983). */
@@ -1077,7 +1080,7 @@ static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *l
     for (j = 0; j < classes; j++) loss -= log(p[j]) * (smoothing / (double)classes + (j == label ? 1 - smoothing : 0));
     return loss;
 }
-/* ==== [twb:08] attention ======================================================================
+/* ==== [twb:07] attention ======================================================================
 
    For one head, with T = tq = tk:   S = scale Q K^T,  P = softmax of S by rows,  O = P V.
 
@@ -1164,7 +1167,7 @@ static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_
     }
     return top + log(sum);
 }
-/* ---- the passes: the kernels' text, once for each set -------------------------------------- */
+/* ---- [twb:02] one text, four kernel sets: the passes ------------------------------------------ */
 #ifndef TWINKLE_BLAS_SELF
 #  define TWINKLE_BLAS_SELF "twinkle_blas.h"      /* define it if you renamed the file */
 #endif
@@ -1195,7 +1198,7 @@ static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_
 #  define TWB_PICK(isa, name) (name##_plain)
 #endif
 
-/* ==== [twb:03] choosing kernels, handing out work ============================================ */
+/* ==== [twb:01] the processor and its threads: choosing kernels, handing out work ============== */
 
 #if TWB_X86
 static void twb_cpuid(unsigned leaf, unsigned sub, unsigned r[4]) {
@@ -1607,7 +1610,7 @@ TWBDEF void twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *ar
         }
     }
 }
-/* ---- [twb:06] to [twb:11]: the calls ------------------------------------------------------------------ */
+/* ---- [twb:06] rows: the calls, also of the chapters after it ------------------------------------------------------------------ */
 
 /* Work shorter than this is done by the caller's thread alone: waking another takes some microseconds. */
 #define TWB_THREAD_NANOSECONDS 50000.0
@@ -1919,7 +1922,7 @@ TWBDEF void twb_random_uniform(const twb_cpu *cpu, ptrdiff_t n, float *y, float 
 TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float mean, float std, uint64_t seed) {
     twb_random_array(cpu, TWB_SPAN_normal, n, NULL, y, mean, std, seed, 0);
 }
-/* ---- [twb:08] attention: the calls ---------------------------------------------------------------------- */
+/* ---- [twb:07] attention: the calls ---------------------------------------------------------------------- */
 static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, bool backward,
                                twb_attention_job *job) {
     twb_attention_args *a = &job->a;
@@ -1989,7 +1992,7 @@ TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args 
     job.g = *grads;
     twb_attention_run(cpu, &job, scratch);
 }
-/* ==== [twb:09] convolution, pooling, batch norm ===============================================
+/* ==== [twb:08] convolution, pooling, batch norm ===============================================
 
    A convolution is a matrix product in disguise.  Write the patch under the kernel at each place of the output as a
    column:
@@ -2332,7 +2335,8 @@ TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *a
 
 #else /* TWB_PASS is defined: the text of the kernels, compiled once for each set */
 
-/* ---- the thin vector layer: twb_v is sixteen floats, twb_vi sixteen 32-bit integers -------------
+/* ---- [twb:02] one text, four kernel sets: the thin vector layer -------------------------------
+   twb_v is sixteen floats, twb_vi sixteen 32-bit integers -------------
    load/store read and write 16 floats at any address; loadn/storen the first n of them (lanes from n
    on are 0 and stay unwritten); hsum and hmax go down one tree: 16 -> 8 -> 4 -> 2 -> 1, lane j with
    lane j + half.  max(a,b) is a > b ? a : b, so that NaN goes the same way everywhere. */
@@ -2664,7 +2668,12 @@ TWB_VFN twb_v  twb_load_f16(const uint16_t *p) { return _mm512_maskz_cvtph_ps(TW
 TWB_VFN twb_v  twb_load_bf16(const uint16_t *p) { return _mm512_castsi512_ps(_mm512_maskz_sll_epi32(TWB_ALL, _mm512_maskz_cvtepu16_epi32(TWB_ALL, TWB_NAME(twb_words)(p)), _mm_cvtsi32_si128(16))); }
 #undef TWB_ALL
 #endif
-/* ---- [twb:06] elementary functions over sixteen lanes -------------------------------------- */
+/* ---- [twb:03] elementary functions over sixteen lanes -------------------------------------- */
+#define twb_get        TWB_NAME(twb_get)
+#define twb_put        TWB_NAME(twb_put)
+/* The vector at p, of which n numbers exist (the rest are 0), and its way back. */
+TWB_VFN twb_v twb_get(const float *p, ptrdiff_t n) { return n >= 16 ? twb_load(p) : twb_loadn(p, (int)n); }
+TWB_VFN void  twb_put(float *p, twb_v x, ptrdiff_t n) { if (n >= 16) twb_store(p, x); else twb_storen(p, x, (int)n); }
 #define twb_vpoly      TWB_NAME(twb_vpoly)
 #define twb_vexp       TWB_NAME(twb_vexp)
 #define twb_vexp_neg   TWB_NAME(twb_vexp_neg)
@@ -3617,8 +3626,6 @@ TWB_FN void TWB_NAME(twb_loss_worker)(void *arg, int worker) {
     }
 }
 /* ---- a few more operations on sixteen lanes ---------------------------------------------------- */
-#define twb_get        TWB_NAME(twb_get)
-#define twb_put        TWB_NAME(twb_put)
 #define twb_first      TWB_NAME(twb_first)
 #define twb_infinity   TWB_NAME(twb_infinity)
 #define twb_put_f16    TWB_NAME(twb_put_f16)
@@ -3628,9 +3635,6 @@ TWB_FN void TWB_NAME(twb_loss_worker)(void *arg, int worker) {
 #define twb_vunit      TWB_NAME(twb_vunit)
 #define twb_vkeep      TWB_NAME(twb_vkeep)
 
-/* The vector at p, of which n numbers exist (the rest are 0), and its way back. */
-TWB_VFN twb_v twb_get(const float *p, ptrdiff_t n) { return n >= 16 ? twb_load(p) : twb_loadn(p, (int)n); }
-TWB_VFN void  twb_put(float *p, twb_v x, ptrdiff_t n) { if (n >= 16) twb_store(p, x); else twb_storen(p, x, (int)n); }
 /* lanes below n from a, the others from b */
 TWB_VFN twb_v twb_first(ptrdiff_t n, twb_v a, twb_v b) {
     return n >= 16 ? a : twb_sel_lt(twb_tofloat(twb_iramp()), twb_set1((float)n), a, b);
@@ -3694,7 +3698,7 @@ TWB_VFN twb_v twb_vkeep(twb_vi bits, twb_v p, twb_v x, twb_v gain) {
     return twb_sel_lt(twb_vunit(bits), p, twb_set1(0.0f), twb_mul(x, gain));
 }
 
-/* ---- [twb:06] arrays ---------------------------------------------------------------------------- */
+/* ---- [twb:03] arrays ---------------------------------------------------------------------------- */
 TWB_FN void TWB_NAME(twb_span_unary)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_array_job *w = (const twb_array_job *)job;
     const twb_v one = twb_set1(1.0f);
@@ -3869,7 +3873,7 @@ TWB_FN void TWB_NAME(twb_span_max_abs)(const void *job, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* ==== [twb:07] rows: softmax, norms, embedding, cross-entropy =================================
+/* ==== [twb:06] rows: softmax, norms, embedding, cross-entropy =================================
 
    A row is read two or three times (maximum, sum, result) and stays in the cache meanwhile.  Each lane adds up
    every sixteenth element, and the lanes are added in one fixed tree, so a row's result depends on the row alone
@@ -4161,7 +4165,7 @@ TWB_FN void TWB_NAME(twb_span_rope)(const void *job, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* ---- [twb:09] batch norm: channels [begin, end).  Lanes add up inside an image, images are added in double. */
+/* ---- [twb:08] batch norm: channels [begin, end).  Lanes add up inside an image, images are added in double. */
 TWB_FN void TWB_NAME(twb_span_batch_norm)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_batch_norm_job *w = (const twb_batch_norm_job *)job;
     const twb_batch_norm_args *a = &w->args;
@@ -4248,7 +4252,7 @@ TWB_FN void TWB_NAME(twb_span_batch_norm_backward)(const void *job, ptrdiff_t be
     }
 }
 
-/* ==== [twb:10] optimizers =======================================================================
+/* ==== [twb:09] optimizers =======================================================================
 
    An optimizer does some ten operations on a number and moves 28 bytes for it, so memory sets its speed: what
    counts is to touch everything once.  Clipping (grad_scale) and zero_grad are folded in for that reason.
@@ -4320,7 +4324,7 @@ TWB_FN void TWB_NAME(twb_span_lion)(const void *job, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* ==== [twb:11] conversions and random numbers ===================================================
+/* ==== [twb:10] conversions and random numbers ===================================================
 
    A generator with a state gives other numbers to other threads, and must be replayed to be repeated.  Here number
    i of a stream is a hash of i and the seed (Salmon et al. 2011 call that counter-based): anybody can draw any of
@@ -4418,7 +4422,7 @@ static const twb_span TWB_NAME(twb_spans)[TWB_SPAN_COUNT] = {
     TWB_SPANS(TWB_ROW)
 #undef TWB_ROW
 };
-/* ---- [twb:08] attention ----------------------------------------------------------------------------- */
+/* ---- [twb:07] attention ----------------------------------------------------------------------------- */
 #define twb_att_kernel  TWB_NAME(twb_att_kernel)
 #define twb_att_product TWB_NAME(twb_att_product)
 #define twb_att_pack_keys TWB_NAME(twb_att_pack_keys)

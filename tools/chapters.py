@@ -23,6 +23,9 @@ HEADERS = [("twinkle_blas.h", "twb", "#ifndef TWINKLE_BLAS_IMPLEMENTED"), ("twin
 INSIDE_ONLY = {"twb:02", "twb:03"}       # chapters that declare nothing: how kernel sets are made, and chosen
 AHEAD = {                                # what an earlier chapter may use of a later one, and why
     "twi_contiguous": "a view whose strides cannot be reshaped is copied, and a copy is an operation with a gradient",
+    "TWB_X86": "which kernel sets this compiler can build is asked where the passes begin",
+    "TWB_ARM": "the same",
+    "twb_rows": "a function there; in [twb:04] a constant of each pass, the rows of a tile",
     "twi_free_model_files": "a model that is freed lets go of the files its weights lie in",
 }
 PUBLIC = r"^(?:TWDEF|TWBDEF)\b[^;{}()]*?\b(\w+)\s*\("
