@@ -64,7 +64,7 @@
    by OpenMP or by your own job system (tw_desc.parallel_for).
 
    DETERMINISM.  In f32, results have the same bits for every number of threads and on every kernel set (plain C, AVX2, AVX-512,
-   NEON), with every compiler flag we test, -Ofast included.  All random numbers follow from tw_desc.seed.
+   NEON), with gcc (-Ofast included), clang and tcc; clang's -ffast-math changes bits.  All random numbers follow from tw_desc.seed.
 
    SWITCHES, to define before including: TWINKLE_STATIC (all symbols private to this file), TWINKLE_NO_STDIO (nothing opens a
    file by itself: tw_desc.read and tw_from_memory remain), TWINKLE_NO_MMAP (files are read, not mapped), TWINKLE_NO_SIMD (plain C

@@ -76,7 +76,7 @@ bits gcc-O3-native gcc -std=c11 -O3 -march=native -fopenmp
 bits gcc-Ofast gcc -std=c11 -Ofast
 bits gcc-fast-math-native gcc -std=c11 -O3 -ffast-math -march=native
 bits gcc-no-simd gcc -std=c11 -O2 -DTWINKLE_NO_SIMD
-lacks clang clang || for flags in -O2 -Ofast; do bits "clang$flags" clang -std=c11 $flags; done
+lacks clang clang || for flags in -O1 -O3; do bits "clang$flags" clang -std=c11 $flags; done      # (not -Ofast: see README)
 lacks tcc tcc || bits tcc tcc
 if ! lacks aarch64-linux-gnu-gcc aarch64 && ! lacks qemu-aarch64 aarch64-qemu; then
     RUN=qemu-aarch64 bits aarch64 aarch64-linux-gnu-gcc -std=c11 -O2 -static
