@@ -925,7 +925,7 @@ static bool is_off(const tw_json *value) {
 static bool check_key(const train_run *r, const char *name, const tw_json *value) {
     const struct train_key *k = train_keys;
     tw_json_kind kind = tw_json_type(value);
-    double x = tw_json_number(value, NAN);
+    double x = tw_json_number(value, (double)NAN);
     char why[96];
     while (k < train_keys + COUNT(train_keys) && strcmp(k->name, name) != 0) k++;
     if (k == train_keys + COUNT(train_keys)) return config_error(r, name, "there is no such key, see twinkle train --help");
@@ -1353,7 +1353,7 @@ static bool one_step(train_run *r, step_facts *f) {
     call.gradient_accumulation_steps = (int)r->accumulation;
     f->loss = f->norm = 0;
     f->tokens = 0;
-    f->eval_loss = f->eval_accuracy = NAN;
+    f->eval_loss = f->eval_accuracy = (double)NAN;
     f->rate = tw_learning_rate(r->model);
     for (i = 0; i < r->accumulation; i++) {
         if (!tw_next_batch(r->train, &batch)) return false;
@@ -1374,7 +1374,7 @@ static bool one_step(train_run *r, step_facts *f) {
 /* Notes an evaluation's result; true if it is the best so far. */
 static bool is_best(train_run *r, const step_facts *f) {
     double value = !strcmp(r->metric, "accuracy") ? f->eval_accuracy : !strcmp(r->metric, "perplexity") ? exp(f->eval_loss) : f->eval_loss;
-    double best = tw_json_number(tw_json_get(r->state, "best_metric"), NAN);
+    double best = tw_json_number(tw_json_get(r->state, "best_metric"), (double)NAN);
     char *folder;
     if (isnan(value) || !(isnan(best) || (r->greater ? value > best : value < best))) return false;
     folder = checkpoint_name(r, r->step);
@@ -1542,7 +1542,7 @@ static int run_eval(arguments *a) {
     tw_dataset_desc how;
     tw_model *model;
     tw_dataset *data = NULL;
-    double loss = NAN, accuracy = NAN;
+    double loss = (double)NAN, accuracy = (double)NAN;
     if (!option_given(a, "--data")) return wrong("eval: wants --data F (see twinkle eval --help)");
     memset(&how, 0, sizeof how);
     how.batch_size = option_whole(a, "--batch-size", 8);
