@@ -6630,6 +6630,8 @@ static bool twi_gpt2_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, cons
         tw_tensor *given = tw_batch_get(in, "input_ids"), *where = tw_batch_get(in, "mc_token_ids"), *labels = tw_batch_get(in, "mc_labels");
         int64_t b, rows = ids->shape[0], choices = given->rank == 3 ? given->shape[1] : 1;
         if (!twi_language_head(h, g->head.weight, in, pass, true, out)) return false;
+        logits = tw_batch_get(out, "logits");
+        if (logits && given->rank == 3 && !twi_output(out, "logits", tw_reshape(logits, tw_shape4(rows / choices, choices, logits->shape[1], logits->shape[2])))) return false;
         at = (int32_t *)twi_step_record(m->region.tw, (size_t)rows * sizeof *at);
         if (!at) return false;
         if (where && (!twi_is_i32(where, m->region.tw, "mc_token_ids") || tw_count(where) != rows || !twi_ids_in_range(where, ids->shape[1], 0, "mc_token_ids"))) {
