@@ -131,7 +131,7 @@ check twinkle sh -c "gcc -O2 -fopenmp ../tools/twinkle.c -o $bin/twinkle -lm"
 wait
 one contract env TWINKLE="$PWD/$bin/twinkle" .venv/bin/python contract.py
 for extra in $(ls ./*.py | grep -vE '/(contract|harness|bad_inputs)\.py$'); do
-    one "$(basename "$extra" .py)" env TWINKLE="$PWD/$bin/twinkle" .venv/bin/python "$extra"
+    one "$(basename "$extra" .py)" env TWINKLE="$PWD/$bin/twinkle" timeout 900 .venv/bin/python "$extra" --texts 100
 done
 wait
 ./run.sh --sum
