@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS = 1200, BATCH = 2, BLOCK = 224, VOCABULARY = 1024, STORIES = 4000 };
+enum { STEPS = 2000, BATCH = 2, BLOCK = 224, VOCABULARY = 1024, STORIES = 5000 };
 #define END "<|endoftext|>"
 
 /* ---- 1. text: a grammar of stories -------------------------------------------------------------
@@ -59,7 +59,7 @@ static const obstacle obstacles[] = {
 };
 
 static const char *const openings[] = { "Once upon a time there was a {trait} {kind} called {hero}. {He} lived {home}.",
-    "{hero} was a {trait} {kind} who lived {home}.", "Far away, {home}, lived a {trait} {kind}. {His} name was {hero}.",
+    "{hero} was a {trait} {kind}. {He} lived {home}.", "Far away, {home}, lived a {trait} {kind}. {His} name was {hero}.",
     "There once was a {kind} called {hero} who lived {home}. Everybody said that {he} was very {trait}." };
 static const char *const wants[] = { "More than anything, {hero} wanted to find the {thing}.", "One day {hero} heard of a {thing} that was hidden {place}.",
     "Every evening {hero} thought about the {thing}." };
@@ -218,7 +218,7 @@ static void train(tw_context *tw, const text *t, bool stories, int steps) {
     tw_dataset *data;
     tw_batch batch;
 
-    snprintf(config, sizeof config, "{\"model_type\":\"gpt2\",\"n_layer\":4,\"n_embd\":256,\"n_head\":8,\"n_positions\":%d,\"vocab_size\":%d,"
+    snprintf(config, sizeof config, "{\"model_type\":\"gpt2\",\"n_layer\":3,\"n_embd\":256,\"n_head\":8,\"n_positions\":%d,\"vocab_size\":%d,"
              "\"bos_token_id\":%d,\"eos_token_id\":%d,\"initializer_range\":0.08,\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}", BLOCK, (int)tw_vocab_size(tokenizer),
              (int)tw_token_id(tokenizer, END), (int)tw_token_id(tokenizer, END));
     snprintf(schedule, sizeof schedule, "{\"warmup_steps\":%d,\"max_steps\":%d}", steps / 20, steps);
@@ -269,7 +269,7 @@ static void write_stories(tw_context *tw, const char *const *beginnings, size_t 
 }
 
 int main(int argc, char **argv) {
-    static const char *const of_stories[] = { "Once upon a time there was a", "Wanda was a shy wolf", "There once was a snail called Simon" };
+    static const char *const of_stories[] = { "Once upon a time there was a", "Wanda was a shy wolf.", "There once was a snail called Simon" };
     static const char *const of_a_file[] = { "\n", "\n", "\n" };
     const char *path = argc > 1 && argv[1][0] ? argv[1] : NULL;
     int steps = argc > 2 ? atoi(argv[2]) : STEPS, failed;
