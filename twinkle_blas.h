@@ -1109,9 +1109,9 @@ static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *l
 
    BACKWARD.  With dO given, D_i = sum_d dO_id O_id, and P computed again from the kept log-sum-exp:
        dV = P^T dO,   dP = dO V^T,   dS = P (dP - D),   dQ = scale dS K,   dK = scale dS^T Q.
-   A task is one key head.  It walks over its tiles of keys, and for each over the blocks of queries that see it; dK and
-   dV of the tile collect in the cache, dQ gets one addition a tile, in the order of the tiles.  So nothing depends
-   on who computes what when.
+   A task is one key head, or several in a row where they share a bias and so its gradient.  It walks over its tiles of
+   keys, and for each over the blocks of queries that see it; dK and dV of the tile collect in the cache, dQ gets one
+   addition a tile, in the order of the tiles.  So nothing depends on who computes what when.
    ============================================================================================ */
 enum {
     TWB_ATT_GROUP = 12,             /* queries that share a strip */
@@ -1128,6 +1128,9 @@ typedef struct twb_attention_job {
     twb_attention_args a;
     twb_attention_grads g;
     ptrdiff_t row_blocks, depth;    /* depth: head_dim rounded up to whole vectors */
+    /* backward: how many batches and key heads one task walks over.  More than 1 where they share a d_bias, whose
+       sums must not be written by two threads at once, nor in an order that changes. */
+    ptrdiff_t task_batches, task_heads;
     bool fetch;                     /* more than an L2 holds: fetch the next head's rows ahead */
     twb_queue queue;
     float *scratch;
@@ -1923,9 +1926,11 @@ TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float m
     twb_random_array(cpu, TWB_SPAN_normal, n, NULL, y, mean, std, seed, 0);
 }
 /* ---- [twb:07] attention: the calls ---------------------------------------------------------------------- */
-static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, bool backward,
+/* grads: NULL for the forward pass */
+static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads,
                                twb_attention_job *job) {
     twb_attention_args *a = &job->a;
+    const bool backward = grads != NULL;
     double work;
     size_t width;
     ptrdiff_t workers = cpu->threads > 1 ? cpu->threads : 1, group;
@@ -1947,7 +1952,10 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     work = (backward ? 10.0 : 4.0) * (double)a->batch * (double)a->heads
          * (double)a->tq * (double)a->tk * (double)a->head_dim;
     if (backward) {
-        job->queue.count = a->batch * a->kv_heads;
+        job->g = *grads;
+        job->task_batches = grads->d_bias && a->bias_batch == 0 && a->batch > 0 ? a->batch : 1;
+        job->task_heads = grads->d_bias && a->bias_head == 0 && a->kv_heads > 0 ? a->kv_heads : 1;
+        job->queue.count = a->batch / job->task_batches * (a->kv_heads / job->task_heads);
         job->worker_floats = (size_t)TWB_ATT_BACK_KEYS * width * 5 + (size_t)TWB_ATT_BACK_QUERIES * width * 2
                            + (size_t)TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP * 2 + (size_t)a->tq;
     } else {
@@ -1969,27 +1977,25 @@ static void twb_attention_run(const twb_cpu *cpu, twb_attention_job *job, void *
 
 TWBDEF size_t twb_attention_scratch(const twb_cpu *cpu, const twb_attention_args *args) {
     twb_attention_job job;
-    twb_attention_plan(cpu, args, false, &job);
+    twb_attention_plan(cpu, args, NULL, &job);
     return (size_t)job.queue.workers * job.worker_floats * sizeof(float) + 64;
 }
 TWBDEF void twb_attention(const twb_cpu *cpu, const twb_attention_args *args, void *scratch) {
     twb_attention_job job;
-    twb_attention_plan(cpu, args, false, &job);
+    twb_attention_plan(cpu, args, NULL, &job);
     twb_attention_run(cpu, &job, scratch);
 }
 
 TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_attention_args *args,
                                              const twb_attention_grads *grads) {
     twb_attention_job job;
-    (void)grads;
-    twb_attention_plan(cpu, args, true, &job);
+    twb_attention_plan(cpu, args, grads, &job);
     return (size_t)job.queue.workers * job.worker_floats * sizeof(float) + 64;
 }
 TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args,
                                    const twb_attention_grads *grads, void *scratch) {
     twb_attention_job job;
-    twb_attention_plan(cpu, args, true, &job);
-    job.g = *grads;
+    twb_attention_plan(cpu, args, grads, &job);
     twb_attention_run(cpu, &job, scratch);
 }
 /* ==== [twb:08] convolution, pooling, batch norm ===============================================
@@ -4876,7 +4882,11 @@ TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
     for (; task < job->queue.count; task = next) {
         next = twb_queue_take(&job->queue, worker, task);
         if (job->g.d_out) {
-            TWB_NAME(twb_att_backward)(job, task / job->a.kv_heads, task % job->a.kv_heads, scratch);
+            const ptrdiff_t across = job->a.kv_heads / job->task_heads;
+            const ptrdiff_t b0 = task / across * job->task_batches, kv0 = task % across * job->task_heads;
+            ptrdiff_t b, kv;
+            for (b = b0; b < b0 + job->task_batches; b++) for (kv = kv0; kv < kv0 + job->task_heads; kv++)
+                TWB_NAME(twb_att_backward)(job, b, kv, scratch);
         /* a head's long blocks, at its end when causal, come first */
         } else {
             const ptrdiff_t head = task / job->row_blocks, next_head = next / job->row_blocks;

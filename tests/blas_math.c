@@ -517,7 +517,8 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
 
 typedef struct attention_case { ptrdiff_t batch, heads, kv_heads, tq, tk, dim; bool causal; ptrdiff_t start; int masks;
     float dropout; bool fused, accumulate; } attention_case;
-enum { KEY_MASK = 1, FULL_MASK = 2, BIAS = 4, SHARED_BIAS = 8 };
+/* a bias for each head of each batch; one for each head; one for all */
+enum { KEY_MASK = 1, FULL_MASK = 2, BIAS = 4, SHARED_BIAS = 8, ONE_BIAS = 16 };
 
 typedef struct attention_run {
     attention_case c;
@@ -564,7 +565,8 @@ static void check_attention(const attention_case *c) {
     t.c = *c;
     t.q_count = (size_t)(B * H * M * D); t.k_count = (size_t)(B * K * N * D); t.out_count = t.q_count;
     t.lse_count = (size_t)(B * H * M);
-    t.bias_count = c->masks & BIAS ? (size_t)(B * H * M * N) : c->masks & SHARED_BIAS ? (size_t)(H * M * N) : 0;
+    t.bias_count = c->masks & BIAS ? (size_t)(B * H * M * N) : c->masks & SHARED_BIAS ? (size_t)(H * M * N)
+                 : c->masks & ONE_BIAS ? (size_t)(M * N) : 0;
     qkv = numbers((ptrdiff_t)(t.q_count + 2 * t.k_count), 2);
     t.d_out = numbers((ptrdiff_t)t.out_count, 1);
     t.bias = numbers((ptrdiff_t)t.bias_count, 1);
@@ -590,8 +592,8 @@ static void check_attention(const attention_case *c) {
     }
     if (c->masks & KEY_MASK) { t.a.key_mask = t.key_mask; t.a.key_mask_batch = N; }
     if (c->masks & FULL_MASK) { t.a.mask = t.mask; t.a.mask_batch = M * N; t.a.mask_row = N; }
-    if (t.bias_count) { t.a.bias = t.bias; t.a.bias_batch = c->masks & BIAS ? H * M * N : 0; t.a.bias_head = M * N;
-        t.a.bias_row = N; }
+    if (t.bias_count) { t.a.bias = t.bias; t.a.bias_batch = c->masks & BIAS ? H * M * N : 0;
+        t.a.bias_head = c->masks & ONE_BIAS ? 0 : M * N; t.a.bias_row = N; }
     t.a.dropout = c->dropout; t.a.dropout_seed = 99;
     t.g.d_out = t.d_out; t.g.d_out_batch = t.a.out_batch; t.g.d_out_head = t.a.out_head; t.g.d_out_row = t.a.out_row;
     t.g.dq_batch = t.a.q_batch; t.g.dq_head = t.a.q_head; t.g.dq_row = t.a.q_row;
@@ -687,7 +689,10 @@ static void check_attentions(void) {
         { 1, 2, 2, 40, 20, 16, true, -10, 0, 0, false, false },  { 1, 8, 2, 1, 700, 64, true, 699, 0, 0, false, false },
         { 1, 4, 2, 1, 30, 64, true, 20, KEY_MASK | BIAS, 0.3f, false, false }, { 1, 1, 1, 200, 200, 128, true, 0, 0, 0,
                 false, false },
-        { 1, 6, 6, 150, 150, 16, true, 0, 0, 0, true, false }
+        { 1, 6, 6, 150, 150, 16, true, 0, 0, 0, true, false },
+        /* heads and batches that share a bias share its gradient too, whoever computes it */
+        { 6, 3, 3, 60, 150, 16, false, 0, SHARED_BIAS, 0, false, false },
+        { 2, 6, 2, 90, 100, 16, false, 0, ONE_BIAS, 0, false, false }
     };
     size_t i;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);

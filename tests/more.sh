@@ -29,9 +29,9 @@ install_packages() {
 }
 install_python() {
     [ -x .venv/bin/python ] || python3 -m venv .venv
-    .venv/bin/python -c 'import torch, transformers, tokenizers, safetensors, sentencepiece, numpy' 2> /dev/null && return
+    .venv/bin/python -c 'import torch, transformers, tokenizers, safetensors, sentencepiece, google.protobuf, numpy' 2> /dev/null && return
     .venv/bin/pip install -q torch==2.13.0 > build/logs/pip 2>&1
-    .venv/bin/pip install -q transformers tokenizers safetensors sentencepiece numpy >> build/logs/pip 2>&1
+    .venv/bin/pip install -q transformers tokenizers safetensors sentencepiece protobuf numpy >> build/logs/pip 2>&1
 }
 
 # check NAME COMMAND...: runs it in the background, at most $jobs at a time
