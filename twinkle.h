@@ -591,6 +591,9 @@ TWDEF void       tw_cache_free(tw_cache *cache);
 TWDEF int64_t    tw_cache_length(const tw_cache *cache);              /* tokens in it */
 TWDEF void       tw_cache_truncate(tw_cache *cache, int64_t length);  /* forgets the tokens from `length` on */
 TWDEF bool       tw_cache_reorder(tw_cache *cache, const int32_t *parents);   /* row b becomes what row parents[b] was: for beams */
+/* A decoder reads its encoder too: room for the keys and values of `tokens` encoder tokens a layer, which the first pass
+   computes and all later ones use.  rows: the batch, or 1 where all rows read one text. */
+TWDEF bool       tw_cache_add_encoder(tw_cache *cache, int64_t rows, int64_t tokens);
 
 /* How a model runs: what is kept of it, and what it may read. */
 typedef struct tw_pass {
@@ -6106,6 +6109,10 @@ struct tw_cache {
     int64_t    layers, batch, heads, head_dim, room, length;
     float    **keys, **values;                 /* [layers], each [batch, heads, room, head_dim] */
     float     *spare;                          /* one layer's worth, for reordering */
+    int64_t    encoder_rows, encoder_tokens;   /* what a decoder reads of its encoder: 1 row for all, or one for each */
+    bool       encoder_read;                   /* its keys and values are there */
+    float    **encoder_keys, **encoder_values; /* [layers], each [encoder_rows, heads, encoder_tokens, head_dim] */
+    float     *encoder_spare;
 };
 
 /* What a cache for tw_cache_create's numbers will take, in bytes. */
@@ -6113,9 +6120,23 @@ static size_t twi_cache_bytes(int64_t layers, int64_t batch, int64_t kv_heads, i
     return (size_t)(2 * layers) * twi_round_up((size_t)(batch * kv_heads * head_dim * room) * sizeof(float));
 }
 static size_t twi_cache_layer_count(const tw_cache *c) { return (size_t)(c->batch * c->heads * c->room * c->head_dim); }
+static size_t twi_cache_encoder_count(const tw_cache *c) { return (size_t)(c->encoder_rows * c->heads * c->encoder_tokens * c->head_dim); }
+
+/* Room for `count` numbers a layer, in both lists. */
+static bool twi_cache_allocate(tw_cache *c, float ***keys, float ***values, size_t count) {
+    int64_t i;
+    *keys = (float **)twi_alloc(&c->region, (size_t)c->layers, sizeof **keys);
+    *values = (float **)twi_alloc(&c->region, (size_t)c->layers, sizeof **values);
+    for (i = 0; *keys && *values && i < c->layers; i++) {
+        (*keys)[i] = (float *)twi_alloc_raw(&c->region, count, sizeof(float));
+        (*values)[i] = (float *)twi_alloc_raw(&c->region, count, sizeof(float));
+        if (!(*keys)[i] || !(*values)[i]) return false;
+    }
+    return *keys && *values;
+}
 
 TWDEF tw_cache *tw_cache_create(tw_context *tw, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
-    int64_t shape[4], i;
+    int64_t shape[4];
     tw_cache *c;
     shape[0] = batch; shape[1] = kv_heads; shape[2] = room; shape[3] = head_dim;
     if (!tw || tw_failed(tw)) return NULL;
@@ -6127,15 +6148,21 @@ TWDEF tw_cache *tw_cache_create(tw_context *tw, int64_t layers, int64_t batch, i
     if (tw->caches) tw->caches->previous = c;
     tw->caches = c;
     c->layers = layers; c->batch = batch; c->heads = kv_heads; c->head_dim = head_dim; c->room = room;
-    c->keys = (float **)twi_alloc(&c->region, (size_t)layers, sizeof *c->keys);
-    c->values = (float **)twi_alloc(&c->region, (size_t)layers, sizeof *c->values);
-    for (i = 0; c->keys && c->values && i < layers; i++) {
-        c->keys[i] = (float *)twi_alloc_raw(&c->region, twi_cache_layer_count(c), sizeof(float));
-        c->values[i] = (float *)twi_alloc_raw(&c->region, twi_cache_layer_count(c), sizeof(float));
-        if (!c->keys[i] || !c->values[i]) break;
+    if (twi_cache_allocate(c, &c->keys, &c->values, twi_cache_layer_count(c))) return c;
+    tw_cache_free(c);
+    return NULL;
+}
+TWDEF bool tw_cache_add_encoder(tw_cache *cache, int64_t rows, int64_t tokens) {
+    int64_t shape[4];
+    if (!cache || tw_failed(cache->region.tw)) return false;
+    shape[0] = rows; shape[1] = cache->heads; shape[2] = tokens; shape[3] = cache->head_dim;
+    if (cache->encoder_keys || (rows != 1 && rows != cache->batch) || tokens < 1 || twi_shape_count(4, shape) < 0) {
+        twi_fail(cache->region.tw, TW_E_RANGE, "cache: no room for %lld x %lld encoder tokens can be added", (long long)rows, (long long)tokens);
+        return false;
     }
-    if (tw_failed(tw)) { tw_cache_free(c); return NULL; }
-    return c;
+    cache->encoder_rows = rows;
+    cache->encoder_tokens = tokens;
+    return twi_cache_allocate(cache, &cache->encoder_keys, &cache->encoder_values, twi_cache_encoder_count(cache));
 }
 TWDEF void tw_cache_free(tw_cache *cache) {
     tw_context *tw;
@@ -6149,54 +6176,92 @@ TWDEF void tw_cache_free(tw_cache *cache) {
 TWDEF int64_t tw_cache_length(const tw_cache *cache) { return cache ? cache->length : 0; }
 TWDEF void tw_cache_truncate(tw_cache *cache, int64_t length) { if (cache && length >= 0 && length < cache->length) cache->length = length; }
 
-TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
+/* Every layer's rows move to their new places: of each head's `stride` numbers the first `used`. */
+static void twi_cache_move(const tw_cache *c, float **side, float **spare, const int32_t *parents, int64_t stride, int64_t used) {
     int64_t i, b, h;
-    bool same = true;
+    for (i = 0; i < c->layers; i++) {
+        float *from = side[i];
+        for (b = 0; b < c->batch; b++) for (h = 0; h < c->heads; h++)
+            memcpy(*spare + (b * c->heads + h) * stride, from + ((int64_t)parents[b] * c->heads + h) * stride, (size_t)used * sizeof(float));
+        side[i] = *spare;
+        *spare = from;
+    }
+}
+TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
+    int64_t b;
+    bool same = true, encoder_too;
     if (!cache) return false;
     for (b = 0; b < cache->batch; b++) {
         if (parents[b] < 0 || parents[b] >= cache->batch) { twi_fail(cache->region.tw, TW_E_RANGE, "cache: there is no row %ld", (long)parents[b]); return false; }
         if (parents[b] != b) same = false;
     }
     if (same) return true;
+    encoder_too = cache->encoder_read && cache->encoder_rows > 1;      /* one text for all stays where it is */
     if (!cache->spare) cache->spare = (float *)twi_alloc_raw(&cache->region, twi_cache_layer_count(cache), sizeof(float));
-    if (!cache->spare) return false;
-    for (i = 0; i < 2 * cache->layers; i++) {
-        float **side = i < cache->layers ? cache->keys : cache->values, *from = side[i % cache->layers];
-        for (b = 0; b < cache->batch; b++) for (h = 0; h < cache->heads; h++)
-            memcpy(cache->spare + (b * cache->heads + h) * cache->room * cache->head_dim,
-                   from + ((int64_t)parents[b] * cache->heads + h) * cache->room * cache->head_dim, (size_t)(cache->length * cache->head_dim) * sizeof(float));
-        side[i % cache->layers] = cache->spare;
-        cache->spare = from;
-    }
+    if (encoder_too && !cache->encoder_spare) cache->encoder_spare = (float *)twi_alloc_raw(&cache->region, twi_cache_encoder_count(cache), sizeof(float));
+    if (!cache->spare || (encoder_too && !cache->encoder_spare)) return false;
+    twi_cache_move(cache, cache->keys, &cache->spare, parents, cache->room * cache->head_dim, cache->length * cache->head_dim);
+    twi_cache_move(cache, cache->values, &cache->spare, parents, cache->room * cache->head_dim, cache->length * cache->head_dim);
+    if (!encoder_too) return true;
+    twi_cache_move(cache, cache->encoder_keys, &cache->encoder_spare, parents, cache->encoder_tokens * cache->head_dim, cache->encoder_tokens * cache->head_dim);
+    twi_cache_move(cache, cache->encoder_values, &cache->encoder_spare, parents, cache->encoder_tokens * cache->head_dim, cache->encoder_tokens * cache->head_dim);
     return true;
+}
+
+/* A view [batch, tokens, H, D] of what lies as [rows, H, room, D]; a single row is every one's. */
+static tw_tensor *twi_cache_view(const tw_cache *cache, float *store, int64_t rows, int64_t room, int64_t tokens) {
+    int64_t shape[4];
+    tw_tensor *all;
+    shape[0] = cache->batch; shape[1] = tokens; shape[2] = cache->heads; shape[3] = cache->head_dim;
+    all = twi_bare_tensor(cache->region.tw, TW_F32, 4, shape);
+    if (!all) return NULL;
+    all->stride[0] = rows == 1 ? 0 : cache->heads * room * cache->head_dim;
+    all->stride[1] = cache->head_dim; all->stride[2] = room * cache->head_dim; all->stride[3] = 1;
+    all->data = store;
+    return all;
+}
+/* Puts keys or values [B, T, H, D] into such a store, behind the first `at` of each row. */
+static void twi_cache_store(const tw_cache *cache, float *store, int64_t room, int64_t at, tw_tensor *fresh) {
+    int64_t stride[4];
+    stride[0] = cache->heads * room * cache->head_dim; stride[1] = cache->head_dim; stride[2] = room * cache->head_dim; stride[3] = 1;
+    if (twi_computes(fresh->tw)) twi_copy_strided(fresh->tw, 4, fresh->shape, store + at * cache->head_dim, stride, twi_f32(fresh), fresh->stride);
 }
 
 /* Puts the new keys [B, T, H, D] behind the earlier ones and gives all of them back as a view [B, length + T, H, D].
    The length itself moves once a forward pass, when every layer has done this. */
 static tw_tensor *twi_cache_extend(tw_cache *cache, float *store, tw_tensor *fresh) {
-    int64_t shape[4], stride[4], tokens = fresh->shape[1], total = cache->length + tokens;
-    tw_tensor *all;
+    int64_t total = cache->length + fresh->shape[1];
     if (fresh->shape[0] != cache->batch || fresh->shape[2] != cache->heads || fresh->shape[3] != cache->head_dim || total > cache->room) {
-        twi_fail(fresh->tw, TW_E_RANGE, "cache: %lld tokens more do not fit behind %lld of %lld (batch %lld)", (long long)tokens, (long long)cache->length,
+        twi_fail(fresh->tw, TW_E_RANGE, "cache: %lld tokens more do not fit behind %lld of %lld (batch %lld)", (long long)fresh->shape[1], (long long)cache->length,
                  (long long)cache->room, (long long)cache->batch);
         return NULL;
     }
-    shape[0] = cache->batch; shape[1] = total; shape[2] = cache->heads; shape[3] = cache->head_dim;
-    stride[0] = cache->heads * cache->room * cache->head_dim; stride[1] = cache->head_dim; stride[2] = cache->room * cache->head_dim; stride[3] = 1;
-    all = twi_bare_tensor(fresh->tw, TW_F32, 4, shape);
-    if (!all) return NULL;
-    memcpy(all->stride, stride, sizeof stride);
-    all->data = store;
-    shape[1] = tokens;
-    if (twi_computes(fresh->tw))
-        twi_copy_strided(fresh->tw, 4, shape, store + cache->length * cache->head_dim, stride, twi_f32(fresh), fresh->stride);
-    return all;
+    twi_cache_store(cache, store, cache->room, cache->length, fresh);
+    return twi_cache_view(cache, store, 0, cache->room, total);
 }
 static bool twi_cache_append(tw_cache *cache, int64_t layer, tw_tensor **k, tw_tensor **v) {
     if (!*k || !*v) return false;
     if (layer >= cache->layers) { twi_fail((*k)->tw, TW_E_RANGE, "cache: it has no layer %lld", (long long)layer); return false; }
     *k = twi_cache_extend(cache, cache->keys[layer], *k);
     *v = twi_cache_extend(cache, cache->values[layer], *v);
+    return *k && *v;
+}
+/* The encoder's keys and values [B, S, H, D] as a decoder's layer reads them: kept when they come for the first time
+   (*k, *v), else those that are there.  encoder_read is set once a forward pass, when every layer has done this. */
+static TWI_UNUSED bool twi_cache_encoder(tw_cache *cache, int64_t layer, tw_tensor **k, tw_tensor **v) {
+    if (layer >= cache->layers) { twi_fail(cache->region.tw, TW_E_RANGE, "cache: it has no layer %lld", (long long)layer); return false; }
+    if (!cache->encoder_read) {
+        if (!*k || !*v) return false;
+        if ((*k)->shape[0] != cache->encoder_rows || (*k)->shape[1] != cache->encoder_tokens || (*k)->shape[2] != cache->heads || (*k)->shape[3] != cache->head_dim) {
+            twi_fail(cache->region.tw, TW_E_RANGE, "cache: %lld x %lld encoder tokens do not fit its room for %lld x %lld (tw_cache_add_encoder)", (long long)(*k)->shape[0],
+                     (long long)(*k)->shape[1], (long long)cache->encoder_rows, (long long)cache->encoder_tokens);
+            return false;
+        }
+        twi_cache_store(cache, cache->encoder_keys[layer], cache->encoder_tokens, 0, *k);
+        twi_cache_store(cache, cache->encoder_values[layer], cache->encoder_tokens, 0, *v);
+    }
+    *k = twi_cache_view(cache, cache->encoder_keys[layer], cache->encoder_rows, cache->encoder_tokens, cache->encoder_tokens);
+    *v = twi_cache_view(cache, cache->encoder_values[layer], cache->encoder_rows, cache->encoder_tokens, cache->encoder_tokens);
     return *k && *v;
 }
 
@@ -6294,6 +6359,27 @@ static bool twi_numbered_output(tw_outputs *out, const char *name, int64_t numbe
 
 typedef enum twi_head { TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE } twi_head;
 
+/* What chapter generation asks of a model that writes text: the shape of its cache, its limits, and how it begins. */
+typedef struct twi_decoder {
+    int64_t layers, heads, head_dim, vocab;
+    int64_t positions;                                          /* the longest text; INT32_MAX - 1: any length */
+    int64_t eos;                                                /* the end token where the files name none; -1: none */
+    int64_t start;                                              /* -1: the text begins with the prompt.  Else the prompt is the encoder's,
+                                                                   and this is the first token of the decoder's text */
+    bool    whole_prompt;                                       /* the prompt must be read in one pass: its tokens see each other */
+} twi_decoder;
+
+/* One pass of a generation: the running texts 0 ... rows - 1 read their tokens first ... first + count - 1. */
+typedef struct twi_reading {
+    tw_cache      *cache;                                       /* has the tokens before `first` */
+    const int32_t *given;                                       /* the prompt as it was given */
+    int64_t        given_count;
+    const int32_t *tokens;                                      /* running text b begins at tokens + b * stride */
+    int64_t        stride;
+    int64_t        prompt;                                      /* tokens that every running text had at the start */
+    int64_t        rows, first, count;
+} twi_reading;
+
 typedef struct twi_model_type {
     const char *name;                                           /* config.json's model_type */
     const char *prefix;                                         /* of the base model's tensors in a head model's file: "transformer." */
@@ -6301,10 +6387,20 @@ typedef struct twi_model_type {
     bool      (*build)(tw_model *model);                        /* reads the config, makes the layers */
     bool      (*forward)(tw_model *model, const tw_batch *in, const tw_pass *pass, tw_outputs *out);
     void      (*set_dropout)(tw_model *model, float p);         /* all of its dropouts */
+    bool      (*decoder)(const tw_model *model, twi_decoder *out);                      /* false, or NULL: its head writes no text */
+    bool      (*prepare)(tw_model *model, const twi_reading *reading, tw_batch *in);    /* the inputs of one pass of a generation; NULL: input_ids alone */
     const char *positions, *width, *layers, *heads;             /* the config's keys for what every chapter asks for */
 } twi_model_type;
 
 typedef struct twi_model_class { const char *name; const twi_model_type *type; twi_head head; const char *task; } twi_model_class;
+
+/* The tokens that a pass reads, [rows, count]. */
+static tw_tensor *twi_reading_ids(const tw_model *m, const twi_reading *r) {
+    tw_tensor *ids = tw_ids(m->region.tw, tw_shape2(r->rows, r->count), NULL);
+    int64_t b;
+    for (b = 0; ids && b < r->rows; b++) memcpy((int32_t *)ids->data + b * r->count, r->tokens + b * r->stride + r->first, (size_t)r->count * sizeof(int32_t));
+    return ids;
+}
 
 /* -- reading a config: every number is checked before anything is built from it ------------------------ */
 
@@ -6698,7 +6794,19 @@ static void twi_gpt2_set_dropout(tw_model *m, float p) {
     for (i = 0; i < g->layers; i++) g->block[i].attn_dropout = g->block[i].resid_dropout = p;
 }
 
-static const twi_model_type twi_gpt2_type = { "gpt2", "transformer.", sizeof(tw_gpt2), twi_gpt2_build, twi_gpt2_forward, twi_gpt2_set_dropout, "n_positions", "n_embd", "n_layer", "n_head" };
+static bool twi_gpt2_decoder(const tw_model *m, twi_decoder *d) {
+    const tw_gpt2 *g = (const tw_gpt2 *)m->net;
+    d->layers = g->layers;
+    d->heads = g->block[0].heads;
+    d->head_dim = tw_dim(g->wte.weight, 1) / d->heads;
+    d->vocab = g->vocab;
+    d->positions = g->positions;
+    d->eos = 50256;
+    return g->kind == TWI_HEAD_LM || g->kind == TWI_HEAD_DOUBLE;
+}
+
+static const twi_model_type twi_gpt2_type = { "gpt2", "transformer.", sizeof(tw_gpt2), twi_gpt2_build, twi_gpt2_forward, twi_gpt2_set_dropout, twi_gpt2_decoder, NULL,
+                                              "n_positions", "n_embd", "n_layer", "n_head" };
 
 /* -- all models that can be opened: the class that config.json's `architectures` names, or the task asks for ---- */
 
@@ -14833,21 +14941,10 @@ static int64_t twi_draw(twi_dice *dice, const float *probability, int64_t count)
    Everything but the cache, the text and the tokenizer's decoder lies in one block of the model's region, laid
    out before the first token, so a step asks for no memory and nothing has to be taken apart at the end. */
 
-/* What the engine must know of a model: the shape of its cache, and its limits. */
-typedef struct twi_decoder_shape { int64_t layers, heads, head_dim, vocab, positions; } twi_decoder_shape;
-
-static bool twi_decoder_shape_of(tw_model *model, twi_decoder_shape *shape) {
-    if (model->type == &twi_gpt2_type) {
-        const tw_gpt2 *g = (const tw_gpt2 *)model->net;
-        if (g->kind == TWI_HEAD_LM || g->kind == TWI_HEAD_DOUBLE) {
-            shape->layers = g->layers;
-            shape->heads = g->block[0].heads;
-            shape->head_dim = tw_dim(g->wte.weight, 1) / shape->heads;
-            shape->vocab = g->vocab;
-            shape->positions = g->positions;
-            return true;
-        }
-    }
+static bool twi_decoder_of(tw_model *model, twi_decoder *d) {
+    memset(d, 0, sizeof *d);
+    d->eos = d->start = -1;
+    if (model->type && model->type->decoder && model->type->decoder(model, d)) return !tw_failed(model->region.tw);
     twi_fail(model->region.tw, TW_E_UNSUPPORTED, "generate: a %s writes no text: it has no language model's head",
              model->name);
     return false;
@@ -14861,8 +14958,10 @@ typedef struct twi_choice { float score; bool ends; int32_t parent, token; } twi
 struct tw_generation {
     tw_model         *model;
     tw_generate_desc  how;                     /* settled; its end tokens are a copy */
-    twi_decoder_shape shape;
-    int64_t           prompt, length, limit;   /* tokens: of the prompt, of a running text with it, and at most */
+    twi_decoder shape;
+    int64_t           given_count;             /* tokens of the prompt as it was given: a decoder's text begins without it */
+    int32_t          *given;
+    int64_t           prompt, length, limit;   /* tokens: what a text begins with, of a running text with it, and at most */
     int64_t           beams;
     tw_cache         *cache;                   /* its batch is 1 until the prompt is read, then `beams` */
     int32_t          *tokens, *other_tokens;   /* [beams, limit]: the running texts; room to reorder them */
@@ -14918,6 +15017,7 @@ static void twi_place_generation(twi_layout *layout, tw_generation *g) {
     eos = (int32_t *)twi_set_aside(layout, 1, g->how.eos_count, sizeof *eos);
     if (eos && g->how.eos_count) memcpy(eos, g->how.eos_token_ids, (size_t)g->how.eos_count * sizeof *eos);
     g->how.eos_token_ids = layout->at ? eos : g->how.eos_token_ids;
+    g->given = (int32_t *)twi_set_aside(layout, 1, g->given_count, sizeof(int32_t));
     g->tokens = (int32_t *)twi_set_aside(layout, g->beams, g->limit, sizeof(int32_t));
     g->other_tokens = (int32_t *)twi_set_aside(layout, beams, g->limit, sizeof(int32_t));
     g->parents = (int32_t *)twi_set_aside(layout, 1, beams, sizeof(int32_t));
@@ -14942,14 +15042,15 @@ TWDEF void tw_generation_end(tw_generation *g) {
     twi_free(&g->model->region, g);
 }
 
-/* The end tokens that the model's files name: a number, a list, or none.  Returns how many, at most `room`. */
-static int twi_model_eos(const tw_model *model, int32_t *ids, int room) {
+/* The end tokens that the model's files name: a number, a list, or none (null); its class's usual one where they say
+   nothing.  Returns how many, at most `room`. */
+static int twi_model_eos(const tw_model *model, int64_t usual, int32_t *ids, int room) {
     const tw_json *value = tw_json_get(model->generation_config, "eos_token_id");
     bool list;
     int64_t i, count;
     int n = 0;
     if (tw_json_type(value) == TW_JSON_NONE) value = tw_json_get(model->config, "eos_token_id");
-    if (tw_json_type(value) == TW_JSON_NONE) { ids[0] = 50256; return 1; }       /* GPT2Config's default */
+    if (tw_json_type(value) == TW_JSON_NONE) { ids[0] = (int32_t)usual; return usual >= 0; }
     list = tw_json_type(value) == TW_JSON_ARRAY;
     count = list ? tw_json_count(value) : 1;
     for (i = 0; i < count && n < room; i++) {
@@ -14959,9 +15060,10 @@ static int twi_model_eos(const tw_model *model, int32_t *ids, int room) {
     return n;
 }
 
-/* A new generation with room for everything; its texts are not filled in yet.  `how` is settled. */
-static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc *how, const twi_decoder_shape *shape,
-                                         int64_t prompt) {
+/* A new generation with room for everything; its texts are not filled in yet.  `how` is settled; given: the tokens of
+   the prompt as it was given, prompt: those that the texts begin with. */
+static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc *how, const twi_decoder *shape,
+                                         int64_t given, int64_t prompt) {
     tw_context *tw = model->region.tw;
     int32_t model_eos[16];
     tw_generation plan, *g;
@@ -14971,12 +15073,13 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     plan.model = model;
     plan.how = *how;
     plan.shape = *shape;
+    plan.given_count = given;
     plan.prompt = plan.length = prompt;
     plan.beams = how->num_beams;
     if (how->eos_count < 0) plan.how.eos_count = 0;
     else if (!how->eos_token_ids) {
         plan.how.eos_token_ids = model_eos;
-        plan.how.eos_count = twi_model_eos(model, model_eos, 16);
+        plan.how.eos_count = twi_model_eos(model, shape->eos, model_eos, 16);
     }
     plan.limit = shape->positions + 1;                      /* the last token is not read any more: no position */
     if (how->max_new_tokens < plan.limit - prompt) plan.limit = prompt + how->max_new_tokens;
@@ -15008,6 +15111,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     g->text = twi_text_new(&model->region);
     g->cache = tw_cache_create(tw, shape->layers, g->beams, shape->heads, shape->head_dim, g->limit - 1);
     if (g->cache) g->cache->batch = 1;
+    if (shape->start >= 0 && !tw_cache_add_encoder(g->cache, 1, given)) { tw_generation_end(g); return NULL; }
     if (g->cache && model->tokenizer) {
         size_t room = (size_t)(g->limit - prompt) * TWI_TEXT_PER_TOKEN;
         g->decoder = tw_new_decoder(model->tokenizer, true);
@@ -15211,19 +15315,18 @@ static bool twi_choose_beams(tw_generation *g, float *logits, int64_t rows) {
 
 /* -- one step -------------------------------------------------------------------------------------------- */
 
-/* What the model reads next: the next `count` tokens of every running text, [rows, count]. */
+/* What the model reads next: the next `count` tokens of every running text, and what its type adds to them. */
 static bool twi_generation_inputs(tw_generation *g, int64_t rows, int64_t count, tw_batch *in) {
-    int64_t shape[2], b;
-    tw_tensor *ids;
-    shape[0] = rows; shape[1] = count;
-    ids = twi_new(g->model->region.tw, TW_I32, 2, shape);
+    tw_model *m = g->model;
+    twi_reading r;
+    r.cache = g->cache;
+    r.given = g->given; r.given_count = g->given_count;
+    r.tokens = g->tokens; r.stride = g->limit;
+    r.prompt = g->prompt;
+    r.rows = rows; r.first = g->cache->length; r.count = count;
     memset(in, 0, sizeof *in);
-    if (!ids) return false;
-    for (b = 0; b < rows; b++) {
-        const int32_t *next = g->tokens + b * g->limit + g->cache->length;
-        memcpy((int32_t *)ids->data + b * count, next, (size_t)count * sizeof *next);
-    }
-    return tw_batch_set(in, "input_ids", ids);
+    if (m->type->prepare) return m->type->prepare(m, &r, in);
+    return tw_batch_set(in, "input_ids", twi_reading_ids(m, &r));
 }
 
 /* Reads at most `most` of the tokens that are not in the cache yet, and when none is left chooses the next one. */
@@ -15300,13 +15403,13 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
                                              const tw_generate_desc *how) {
     tw_context *tw;
     tw_generate_desc settled;
-    twi_decoder_shape shape;
+    twi_decoder shape;
     tw_generation *g;
-    int32_t bos;
-    int64_t i, b;
+    int32_t bos, first;
+    int64_t i, b, begins;
     if (!model || tw_failed(model->region.tw)) return NULL;
     tw = model->region.tw;
-    if (!twi_settle(tw, how, &settled) || !twi_decoder_shape_of(model, &shape)) return NULL;
+    if (!twi_settle(tw, how, &settled) || !twi_decoder_of(model, &shape)) return NULL;
     if (count < 0 || (count && !prompt) || (settled.eos_count > 0 && !settled.eos_token_ids)) {
         twi_fail(tw, TW_E_ARGUMENT, "generate: a list of ids is missing");
         return NULL;
@@ -15336,9 +15439,12 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
                      (long)prompt[i], (long long)i, (long long)shape.vocab);
             return NULL;
         }
-    g = twi_new_generation(model, &settled, &shape, count);
+    first = (int32_t)shape.start;
+    begins = shape.start >= 0 ? 1 : count;                  /* a decoder begins with its start token, any other model with the prompt */
+    g = twi_new_generation(model, &settled, &shape, count, begins);
     if (!g) return NULL;
-    for (b = 0; b < g->beams; b++) memcpy(g->tokens + b * g->limit, prompt, (size_t)count * sizeof *prompt);
+    memcpy(g->given, prompt, (size_t)count * sizeof *prompt);
+    for (b = 0; b < g->beams; b++) memcpy(g->tokens + b * g->limit, shape.start >= 0 ? &first : prompt, (size_t)begins * sizeof *prompt);
     if (settled.do_sample) g->dice.stream = settled.seed ? twi_mix(settled.seed) : twi_next_stream(tw);
     return g;
 }
@@ -15366,7 +15472,7 @@ TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
     start = before = timed ? twi_now(tw) : 0;
     for (;;) {
         int64_t length = g->length;
-        bool sliced = timed && g->length - g->cache->length > g->piece;
+        bool sliced = timed && g->length - g->cache->length > g->piece && !(g->shape.whole_prompt && g->cache->length < g->prompt);
         if (!twi_advance(g, sliced ? g->piece : g->limit) || (g->length > length && !twi_decode_new(g))) {
             if (!tw_failed(tw)) twi_fail(tw, TW_E_MEMORY, "generate: the text could not be put together");
             g->failed = true;
@@ -15431,7 +15537,7 @@ TWDEF const char *tw_generate_text(tw_model *model, const char *prompt, const tw
    that no cut or flipped bit gets through.  The same list of fields is written and read. */
 
 static const char twi_saved_magic[8] = { 't', 'w', 'i', 'n', 'k', 'l', 'e', 'G' };
-enum { TWI_SAVED_VERSION = 1 };
+enum { TWI_SAVED_VERSION = 2 };
 
 static uint64_t twi_hash_bytes(uint64_t hash, const unsigned char *bytes, size_t count) {
     size_t i, j;
@@ -15495,14 +15601,14 @@ static void twi_saved_ids(twi_saved *s, int32_t *x, int64_t count, int64_t vocab
 
 /* The fields that say how much room a generation takes: settings and sizes. */
 typedef struct twi_saved_head {
-    twi_decoder_shape shape;
+    twi_decoder shape;
     tw_generate_desc  how;
-    int64_t           prompt, length, cached, cached_rows;
+    int64_t           given, prompt, length, cached, cached_rows;
 } twi_saved_head;
 
 static void twi_saved_fields(twi_saved *s, twi_saved_head *h) {
     twi_saved_i64(s, &h->shape.layers); twi_saved_i64(s, &h->shape.heads); twi_saved_i64(s, &h->shape.head_dim);
-    twi_saved_i64(s, &h->shape.vocab); twi_saved_i64(s, &h->shape.positions);
+    twi_saved_i64(s, &h->shape.vocab); twi_saved_i64(s, &h->shape.positions); twi_saved_i64(s, &h->shape.start);
     twi_saved_i64(s, &h->how.max_new_tokens); twi_saved_i64(s, &h->how.min_new_tokens); twi_saved_i64(s, &h->how.top_k);
     twi_saved_i64(s, &h->how.no_repeat_ngram_size);
     twi_saved_bool(s, &h->how.do_sample); twi_saved_bool(s, &h->how.has_length_penalty);
@@ -15510,14 +15616,15 @@ static void twi_saved_fields(twi_saved *s, twi_saved_head *h) {
     twi_saved_floats(s, &h->how.min_p, 1); twi_saved_floats(s, &h->how.typical_p, 1);
     twi_saved_floats(s, &h->how.repetition_penalty, 1); twi_saved_floats(s, &h->how.length_penalty, 1);
     twi_saved_int(s, &h->how.num_beams); twi_saved_int(s, &h->how.early_stopping); twi_saved_int(s, &h->how.eos_count);
-    twi_saved_i64(s, &h->prompt); twi_saved_i64(s, &h->length);
+    twi_saved_i64(s, &h->given); twi_saved_i64(s, &h->prompt); twi_saved_i64(s, &h->length);
     twi_saved_i64(s, &h->cached); twi_saved_i64(s, &h->cached_rows);
 }
 
 /* What is in a generation, its end tokens excepted, in room that is there. */
 static void twi_saved_contents(twi_saved *s, tw_generation *g) {
-    int64_t b, i, room = g->limit - g->prompt;
-    float *part;
+    int64_t b, i, room = g->limit - g->prompt, head;
+    tw_cache *c = g->cache;
+    twi_saved_ids(s, g->given, g->given_count, g->shape.vocab);
     twi_saved_bool(s, &g->improvable); twi_saved_bool(s, &g->done); twi_saved_bool(s, &g->stopped);
     twi_saved_u64(s, &g->dice.stream); twi_saved_u64(s, &g->dice.draws);
     for (b = 0; b < g->beams; b++) twi_saved_ids(s, g->tokens + b * g->limit, g->length, g->shape.vocab);
@@ -15532,10 +15639,11 @@ static void twi_saved_contents(twi_saved *s, tw_generation *g) {
         if (h->length < 1 || h->length > room) s->ok = false;
         else twi_saved_ids(s, g->finished_tokens + h->slot * room, h->length, g->shape.vocab);
     }
-    for (i = 0; i < 2 * g->cache->layers; i++) for (b = 0; b < g->cache->batch * g->cache->heads && s->ok; b++) {
-        part = i % 2 ? g->cache->values[i / 2] : g->cache->keys[i / 2];
-        twi_saved_floats(s, part + b * g->cache->room * g->cache->head_dim, g->cache->length * g->cache->head_dim);
-    }
+    head = c->room * c->head_dim;
+    for (i = 0; i < 2 * c->layers; i++) for (b = 0; b < c->batch * c->heads && s->ok; b++)
+        twi_saved_floats(s, (i % 2 ? c->values : c->keys)[i / 2] + b * head, c->length * c->head_dim);
+    for (i = 0; c->encoder_read && i < 2 * c->layers; i++)
+        twi_saved_floats(s, (i % 2 ? c->encoder_values : c->encoder_keys)[i / 2], (int64_t)twi_cache_encoder_count(c));
 }
 
 /* Writing changes nothing in the generation: what is read back into it is what was there. */
@@ -15559,7 +15667,7 @@ TWDEF bool tw_generation_save(const tw_generation *g, tw_writer writer) {
     s.to = writer;
     h.shape = g->shape;
     h.how = g->how;
-    h.prompt = g->prompt; h.length = g->length;
+    h.given = g->given_count; h.prompt = g->prompt; h.length = g->length;
     h.cached = g->cache->length; h.cached_rows = g->cache->batch;
     for (i = 0; i < sizeof twi_saved_magic; i++) twi_saved_number(&s, (unsigned char)twi_saved_magic[i], 1);
     twi_saved_number(&s, TWI_SAVED_VERSION, 4);
@@ -15601,13 +15709,17 @@ static bool twi_saved_open(tw_context *tw, twi_saved *s, const void *data, size_
     return false;
 }
 
+static bool twi_same_decoder(const twi_decoder *a, const twi_decoder *b) {
+    return a->layers == b->layers && a->heads == b->heads && a->head_dim == b->head_dim && a->vocab == b->vocab &&
+           a->positions == b->positions && a->start == b->start;
+}
+
 /* Do the sizes fit each other and the bytes that are there?  Nothing has been taken room for yet. */
-static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_head *h,
-                           const twi_decoder_shape *shape) {
-    size_t floats = 0;
-    bool whole;
+static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_head *h, const twi_decoder *shape) {
+    size_t floats = 0, rows = 0;
+    bool whole, encodes = shape->start >= 0;
     if (!s->ok) { twi_fail(tw, TW_E_FORMAT, "restore: the saved generation is cut off"); return false; }
-    if (memcmp(&h->shape, shape, sizeof *shape) != 0) {
+    if (!twi_same_decoder(&h->shape, shape)) {
         twi_fail(tw, TW_E_FORMAT, "restore: the generation was saved from another model "
                  "(%lld layers of %lld heads of %lld, %lld tokens, %lld positions)",
                  (long long)h->shape.layers, (long long)h->shape.heads, (long long)h->shape.head_dim,
@@ -15615,12 +15727,15 @@ static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_h
         return false;
     }
     whole = h->prompt >= 1 && h->prompt <= shape->positions && h->length >= h->prompt &&
+            h->given >= 1 && (uint64_t)h->given <= s->left / 4 && h->prompt == (encodes ? 1 : h->given) &&
             h->length <= shape->positions + 1 && h->length - h->prompt <= h->how.max_new_tokens &&
             h->how.eos_count >= 0 &&
             h->cached >= 0 && h->cached < h->length && (h->length == h->prompt || h->cached == h->length - 1) &&
             h->cached_rows == (h->length > h->prompt ? h->how.num_beams : 1) &&
-            twi_multiply((size_t)(2 * shape->layers * shape->heads), (size_t)(shape->head_dim * h->cached), &floats) &&
-            twi_multiply(floats, (size_t)h->cached_rows, &floats) && floats <= s->left / 4 &&
+            twi_multiply((size_t)h->cached, (size_t)h->cached_rows, &rows) &&
+            twi_sum(rows, encodes && h->cached > 0 ? (size_t)h->given : 0, &rows) &&
+            twi_multiply((size_t)(2 * shape->layers * shape->heads), (size_t)shape->head_dim, &floats) &&
+            twi_multiply(floats, rows, &floats) && floats <= s->left / 4 &&
             (uint64_t)h->length * (uint64_t)h->how.num_beams <= s->left / 4;
     if (!whole) twi_fail(tw, TW_E_FORMAT, "restore: the saved generation contradicts itself");
     return whole;
@@ -15630,7 +15745,7 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
                                            const tw_generate_desc *how) {
     tw_context *tw;
     tw_generate_desc settled;
-    twi_decoder_shape shape;
+    twi_decoder shape;
     twi_saved_head h;
     twi_saved s;
     tw_generation *g;
@@ -15641,7 +15756,7 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
     if (!model || tw_failed(model->region.tw)) return NULL;
     tw = model->region.tw;
     memset(&h, 0, sizeof h);
-    if (!twi_decoder_shape_of(model, &shape) || !twi_saved_open(tw, &s, data, size)) return NULL;
+    if (!twi_decoder_of(model, &shape) || !twi_saved_open(tw, &s, data, size)) return NULL;
     twi_saved_fields(&s, &h);
     if (s.ok && !twi_settle(tw, &h.how, &settled)) return NULL;
     if (!twi_saved_fits(tw, &s, &h, &shape)) return NULL;
@@ -15651,12 +15766,13 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
     if (!eos) return NULL;
     for (e = 0; e < settled.eos_count; e++) eos[e] = (int32_t)(uint32_t)twi_saved_number(&s, 0, 4);
     settled.eos_token_ids = eos;
-    g = twi_new_generation(model, &settled, &shape, h.prompt);
+    g = twi_new_generation(model, &settled, &shape, h.given, h.prompt);
     twi_free(&model->region, eos);
     if (!g) return NULL;
     g->length = h.length;
     g->cache->length = h.cached;
     g->cache->batch = h.cached_rows;
+    g->cache->encoder_read = shape.start >= 0 && h.cached > 0;     /* the first pass reads both */
     twi_saved_contents(&s, g);
     if (!s.ok || s.left != 0) twi_fail(tw, TW_E_FORMAT, "restore: the saved generation contradicts itself");
     else if (g->beams == 1 || g->done) {
