@@ -1602,6 +1602,7 @@ static const option bench_options[] = {
     { "--backward", NULL, FLAG, 0, 0, "attention: forward and backward" },
     { "--prompt-tokens", "N", WHOLE, 1, 1e7, "generate: length of the prompt (default: 64)" },
     { "--new-tokens", "N", WHOLE, 2, 1e7, "generate: tokens to write (default: 32)" },
+    { "--file", "F", TEXT, 0, 0, "tokenize: the text whose lines are tokenized, one after another" },
     { "--gradient-checkpointing", NULL, FLAG, 0, 0, "train: recompute blocks instead of keeping them" },
     { "--dtype", "NAME", DTYPE, 0, 0, "weights: f32, f16, bf16 (default: f32, or the file's)" }
 };
@@ -1928,14 +1929,56 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     free(b.ids);
 }
 
+/* Lines of a file, one after another: a tokenizer's throughput on what it usually gets. */
+typedef struct tokenize_bench { tw_tokenizer *tokenizer; const char *text; size_t length; int64_t tokens; } tokenize_bench;
+
+static bool tokenize_once(void *user) {
+    tokenize_bench *b = (tokenize_bench *)user;
+    const char *line = b->text, *end = b->text + b->length;
+    b->tokens = 0;
+    while (line < end) {
+        const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+        int64_t count;
+        tw_encoding e;
+        if (!stop) stop = end;
+        count = tw_tokenize(b->tokenizer, line, (size_t)(stop - line), NULL, &e);
+        if (count < 0) return false;
+        b->tokens += count;
+        line = stop + 1;
+    }
+    return true;
+}
+
+static void bench_tokenize(arguments *a) {
+    tw_context *tw = a->tw;
+    tokenize_bench b;
+    const char *path = option_text(a, "--file", NULL);
+    char *text;
+    timing t = { 0, 0 };
+    tw_json *o;
+    if (a->operands < 2 || !path) { fail(tw, TW_E_ARGUMENT, "bench tokenize: wants a MODEL folder and --file F (command line)"); return; }
+    memset(&b, 0, sizeof b);
+    b.tokenizer = tw_load_tokenizer(tw, a->operand[1]);
+    b.text = text = read_file(tw, path, &b.length);
+    if (b.tokenizer && text) t = measure(tw, tokenize_once, &b);
+    if (!tw_failed(tw)) {
+        o = bench_result(a, TW_F32, t);
+        tw_json_set_number(o, "bytes_per_second", (double)b.length / t.seconds);
+        tw_json_set_number(o, "tokens_per_second", (double)b.tokens / t.seconds);
+        print_result(a, o);
+    }
+    free(text);
+}
+
 static int run_bench(arguments *a) {
     const char *what = a->operand[0];
     tw_dtype dtype;
     if (!option_dtype(a, TW_F32, &dtype)) return status_of(a->tw);
     if (!strcmp(what, "gemm")) bench_gemm(a, dtype);
     else if (!strcmp(what, "attention")) bench_attention(a, dtype);
+    else if (!strcmp(what, "tokenize")) bench_tokenize(a);
     else if (!strcmp(what, "forward") || !strcmp(what, "generate") || !strcmp(what, "train")) bench_with_model(a, dtype, what);
-    else return wrong("bench: there is no bench named \"%.40s\" (gemm, attention, forward, generate, train)", what);
+    else return wrong("bench: there is no bench named \"%.40s\" (gemm, attention, forward, generate, train, tokenize)", what);
     return status_of(a->tw);
 }
 
@@ -1980,7 +2023,7 @@ static const command commands[] = {
       "Example:\n  twinkle eval runs/mine --data test.txt --block-size 256\n" },
     { "convert", "SRC DST", 2, 2, "writes a model with weights of another dtype", OPTIONS(convert_options), run_convert,
       "Example:\n  twinkle convert gpt2 gpt2-bf16 --dtype bf16\n" },
-    { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL", OPTIONS(bench_options), run_bench,
+    { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL, tokenize MODEL", OPTIONS(bench_options), run_bench,
       "MODEL is a folder, or gpt2: that size with random weights.  Seconds are the median of several runs after a warm-up.\n"
       "Examples:\n  twinkle bench gemm --m 256 --n 3072 --k 768 --trans-b\n  twinkle bench train gpt2 --batch 4 --seq 64 --threads 2\n" },
     { "pull", "NAME", 0, 1, "brings a model from a hub (not in this version)", OPTIONS(pull_options), run_later, NULL },
