@@ -558,9 +558,10 @@ TWDEF tw_tensor *tw_linear_forward(const tw_linear *layer, tw_tensor *x);       
 TWDEF tw_tensor *tw_linear_activate(const tw_linear *layer, tw_tensor *x, tw_activation activation);       /* act(x W^T + b), in one */
 TWDEF tw_tensor *tw_linear_residual(const tw_linear *layer, tw_tensor *x, tw_tensor *residual, float dropout);   /* residual + dropout(x W^T + b) */
 
-typedef struct tw_embedding { tw_tensor *weight; } tw_embedding;                                           /* [rows, dim] */
+typedef struct tw_embedding { tw_tensor *weight; bool has_padding; int32_t padding; } tw_embedding;         /* [rows, dim] */
 TWDEF bool       tw_embedding_init(tw_model *model, tw_embedding *layer, const char *name, int64_t rows, int64_t dim);
 TWDEF tw_tensor *tw_embedding_forward(const tw_embedding *layer, const tw_tensor *ids);                    /* I32 [...] -> [..., dim] */
+TWDEF void       tw_embedding_padding(tw_embedding *layer, int64_t row);                                   /* that row never learns, and starts as zeros */
 
 typedef struct tw_layer_norm { tw_tensor *weight, *bias; float eps; } tw_layer_norm;
 TWDEF bool       tw_layer_norm_init(tw_model *model, tw_layer_norm *layer, const char *name, int64_t dim, float eps);
@@ -625,6 +626,29 @@ typedef struct tw_gpt2_input {                          /* what a block reads be
 
 /* inputs[0] is x [B, T, C], inputs[1] the encoder's hidden states [B, Te, C] or missing; `how` is a tw_gpt2_input. */
 TWDEF tw_tensor *tw_gpt2_block_forward(void *how, tw_tensor *const *inputs);
+
+/* BERT's block (Devlin et al. 2018): the norm comes after the sum, x = norm(x + attention x), then x = norm(x + mlp x). */
+typedef struct tw_bert_attention { tw_linear query, key, value, dense; tw_layer_norm norm; } tw_bert_attention;
+typedef struct tw_bert_block {
+    tw_bert_attention attention, cross;                 /* cross-attention, where the config asks for it */
+    tw_linear     intermediate, output;
+    tw_layer_norm norm;
+    tw_activation activation;
+    int64_t       heads, layer;
+    float         attention_dropout, hidden_dropout;
+    bool          causal, has_cross;                    /* causal: a decoder */
+} tw_bert_block;
+
+typedef struct tw_bert_input {                          /* what a block reads beside x */
+    const tw_bert_block *block;
+    const tw_pass       *pass;
+    tw_tensor           *key_mask;                      /* I32 [B, Tk], or NULL */
+    tw_tensor           *mask;                          /* I32 [B, Tq, Tk], or NULL: who sees whom */
+    tw_tensor           *encoder_mask;                  /* I32 [B, Te], or NULL */
+} tw_bert_input;
+
+/* inputs[0] is x [B, T, C], inputs[1] the encoder's hidden states [B, Te, C] or missing; `how` is a tw_bert_input. */
+TWDEF tw_tensor *tw_bert_block_forward(void *how, tw_tensor *const *inputs);
 
 /* ==== [tw:07] models =========================================================================
 
@@ -866,6 +890,7 @@ typedef struct tw_load_desc {
     const char *task;              /* picks the head instead of config.json's architectures: "lm", "classification", ... */
     bool        to_f32;            /* all weights in f32, whatever the file has */
     bool        no_tokenizer;      /* leave the tokenizer files alone */
+    bool        new_head;          /* parts of the head that the weights lack begin as new ones: to fine-tune a base model */
     bool        checkpoint_activations;   /* as tw_gradient_checkpointing */
 } tw_load_desc;
 TWDEF tw_model  *tw_from_pretrained_with(tw_context *tw, const char *folder, const tw_load_desc *how);   /* how may be NULL */
@@ -5091,10 +5116,13 @@ static void twi_rms_norm_backward(twi_node *node, float *dy) {
 
 /* -- looking rows up -------------------------------------------------------------------------------------------- */
 
-TWDEF tw_tensor *tw_embedding_op(tw_tensor *table, const tw_tensor *ids) {
+/* padding: the row that gets no gradient, as PyTorch's padding_idx; -1: none. */
+typedef struct twi_embedding_saved { const tw_tensor *ids; int32_t padding; } twi_embedding_saved;
+
+static tw_tensor *twi_embedding_padded(tw_tensor *table, const tw_tensor *ids, int32_t padding) {
+    twi_embedding_saved saved;
     tw_tensor *y;
     int64_t shape[TW_MAX_DIMS + 1];
-    const tw_tensor *saved = ids;
     if (!table || !twi_is_i32(ids, table->tw, "embedding")) return NULL;
     if (table->rank != 2 || !tw_is_contiguous(table) || table->dtype > TW_BF16 || ids->rank >= TW_MAX_DIMS) {
         twi_fail(table->tw, TW_E_SHAPE, "embedding %s: the table is %s, not rows x columns", table->name, TWI_SHAPE(table));
@@ -5103,6 +5131,8 @@ TWDEF tw_tensor *tw_embedding_op(tw_tensor *table, const tw_tensor *ids) {
     if (!twi_ids_in_range(ids, table->shape[0], 0, table->name[0] ? table->name : "embedding")) return NULL;
     memcpy(shape, ids->shape, (size_t)ids->rank * sizeof *shape);
     shape[ids->rank] = table->shape[1];
+    saved.ids = ids;
+    saved.padding = padding;
     y = twi_new(table->tw, TW_F32, ids->rank + 1, shape);
     if (!y) return NULL;
     if (twi_computes(table->tw))
@@ -5110,13 +5140,19 @@ TWDEF tw_tensor *tw_embedding_op(tw_tensor *table, const tw_tensor *ids) {
                       (ptrdiff_t)table->shape[1], twi_f32(y), (ptrdiff_t)table->shape[1], false);
     return twi_note(TWI_OP_EMBEDDING, y, &table, 1, &saved, sizeof saved);
 }
+TWDEF tw_tensor *tw_embedding_op(tw_tensor *table, const tw_tensor *ids) { return twi_embedding_padded(table, ids, -1); }
 static void twi_embedding_backward(twi_node *node, float *dy) {
     tw_tensor *table = node->input[0];
-    const tw_tensor *ids = *(const tw_tensor **)node->saved;
+    const twi_embedding_saved *saved = (const twi_embedding_saved *)node->saved;
+    const int32_t *id = (const int32_t *)saved->ids->data;
     float *sum = twi_grad_sum(table);
-    ptrdiff_t c = (ptrdiff_t)table->shape[1];
-    if (sum && twi_computes(table->tw))
-        twb_embedding_backward(&table->tw->cpu, (ptrdiff_t)tw_count(ids), c, (const int32_t *)ids->data, dy, c, sum + table->offset, c);
+    ptrdiff_t c = (ptrdiff_t)table->shape[1], n = (ptrdiff_t)tw_count(saved->ids), first, end;
+    if (!sum || !twi_computes(table->tw)) return;
+    for (first = 0; first < n; first = end) {                   /* runs of ids that are no padding */
+        while (first < n && id[first] == saved->padding) first++;
+        for (end = first; end < n && id[end] != saved->padding; end++) continue;
+        if (end > first) twb_embedding_backward(&table->tw->cpu, end - first, c, id + first, dy + first * c, c, sum + table->offset, c);
+    }
 }
 
 /* x[..., index[...]]: one number of each row */
@@ -5893,7 +5929,8 @@ TWDEF double tw_check_gradients(tw_context *tw, tw_scalar_fn fn, void *user, tw_
 }
 /* ==== [tw:05] layers: implementation ========================================================= */
 
-typedef struct twi_alias { const char *name; tw_tensor *parameter; } twi_alias;
+/* user: where the model keeps the tied parameter, so that a file with numbers of its own under the other name can untie it. */
+typedef struct twi_alias { const char *name; tw_tensor *parameter, **user; } twi_alias;
 
 /* To its layers a model is a list of named parameters; the later chapters hang their own parts on it. */
 struct tw_model {
@@ -5903,6 +5940,8 @@ struct tw_model {
     size_t       parameters, parameter_room;
     twi_alias   *alias;                        /* other names of tied parameters: lm_head.weight */
     size_t       aliases, alias_room;
+    struct tw_linear *optional;                /* a layer that a file may lack: then the model goes without it */
+    size_t       head_begins;                  /* the first parameter that a base model does not have; 0: not known */
     char         prefix[192];                  /* names begin with this */
     float        initializer_range;
     bool         from_file;                    /* the numbers come from a file: give no room and no values yet */
@@ -5991,7 +6030,14 @@ static bool twi_add_alias(tw_model *model, const char *name, tw_tensor *paramete
     if (!grown) return false;
     model->alias = grown;
     model->alias[model->aliases].name = name;
+    model->alias[model->aliases].user = NULL;
     model->alias[model->aliases++].parameter = parameter;
+    return true;
+}
+/* The same for the parameter in *user, which gets numbers of its own where a file has others under that name. */
+static bool twi_add_tied(tw_model *model, const char *name, tw_tensor **user) {
+    if (!twi_add_alias(model, name, *user)) return false;
+    model->alias[model->aliases - 1].user = user;
     return true;
 }
 
@@ -6052,10 +6098,20 @@ TWDEF tw_tensor *tw_linear_residual(const tw_linear *layer, tw_tensor *x, tw_ten
 }
 
 TWDEF bool tw_embedding_init(tw_model *model, tw_embedding *layer, const char *name, int64_t rows, int64_t dim) {
+    memset(layer, 0, sizeof *layer);
     layer->weight = twi_named_parameter(model, name, "weight", tw_shape2(rows, dim));
     return layer->weight != NULL;
 }
-TWDEF tw_tensor *tw_embedding_forward(const tw_embedding *layer, const tw_tensor *ids) { return tw_embedding_op(layer->weight, ids); }
+TWDEF void tw_embedding_padding(tw_embedding *layer, int64_t row) {
+    tw_tensor *t = layer->weight;
+    if (!t || row < 0 || row >= t->shape[0]) return;
+    layer->has_padding = true;
+    layer->padding = (int32_t)row;
+    if (t->data && t->dtype == TW_F32 && twi_computes(t->tw)) twb_fill(&t->tw->cpu, (ptrdiff_t)t->shape[1], 0, (float *)t->data + row * t->shape[1]);
+}
+TWDEF tw_tensor *tw_embedding_forward(const tw_embedding *layer, const tw_tensor *ids) {
+    return twi_embedding_padded(layer->weight, ids, layer->has_padding ? layer->padding : -1);
+}
 
 TWDEF bool tw_layer_norm_init(tw_model *model, tw_layer_norm *layer, const char *name, int64_t dim, float eps) {
     layer->eps = eps;
@@ -6321,6 +6377,43 @@ TWDEF tw_tensor *tw_gpt2_block_forward(void *how, tw_tensor *const *inputs) {
     return x ? twi_gpt2_mlp(in->block, x) : NULL;
 }
 
+/* norm(x + dense(attention)), the keys and values from `source`: x itself, or what an encoder made. */
+static tw_tensor *twi_bert_attention(const tw_bert_attention *a, const tw_bert_input *in, tw_tensor *x, tw_tensor *source, tw_attention_desc *how) {
+    const tw_bert_block *b = in->block;
+    int64_t width = tw_dim(x, -1), head_dim = width / b->heads;
+    tw_cache *cache = x == source && in->pass ? in->pass->cache : NULL;
+    tw_tensor *q = tw_linear_forward(&a->query, x), *k = tw_linear_forward(&a->key, source), *v = tw_linear_forward(&a->value, source);
+    if (!q || !k || !v) return NULL;
+    q = twi_heads(q, 0, b->heads, head_dim);
+    k = twi_heads(k, 0, b->heads, head_dim);
+    v = twi_heads(v, 0, b->heads, head_dim);
+    how->scale = 1.0f / sqrtf((float)head_dim);
+    how->dropout = b->attention_dropout;
+    if (cache) {
+        how->query_start = cache->length;
+        if (!twi_cache_append(cache, b->layer, &k, &v)) return NULL;
+    }
+    return tw_layer_norm_forward(&a->norm, tw_linear_residual(&a->dense, twi_merge_heads(tw_attention(q, k, v, how)), x, b->hidden_dropout));
+}
+
+TWDEF tw_tensor *tw_bert_block_forward(void *how, tw_tensor *const *inputs) {
+    const tw_bert_input *in = (const tw_bert_input *)how;
+    const tw_bert_block *b = in->block;
+    tw_attention_desc own, cross;
+    tw_tensor *x = inputs[0], *h;
+    memset(&own, 0, sizeof own);
+    memset(&cross, 0, sizeof cross);
+    own.causal = b->causal;
+    own.key_mask = in->key_mask;
+    own.mask = in->mask;
+    cross.key_mask = in->encoder_mask;
+    x = twi_bert_attention(&b->attention, in, x, x, &own);
+    if (x && b->has_cross && inputs[1]) x = twi_bert_attention(&b->cross, in, x, inputs[1], &cross);
+    if (!x) return NULL;
+    h = tw_linear_activate(&b->intermediate, x, b->activation);
+    return tw_layer_norm_forward(&b->norm, tw_linear_residual(&b->output, h, x, b->hidden_dropout));
+}
+
 /* ==== [tw:07] models: implementation ========================================================= */
 
 TWDEF tw_tensor *tw_batch_get(const tw_batch *batch, const char *name) {
@@ -6357,7 +6450,11 @@ static bool twi_numbered_output(tw_outputs *out, const char *name, int64_t numbe
 
 /* -- kinds of models and their heads ----------------------------------------------------------------- */
 
-typedef enum twi_head { TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE } twi_head;
+typedef enum twi_head {
+    TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE,
+    TWI_HEAD_MASKED, TWI_HEAD_PRETRAINING, TWI_HEAD_NEXT, TWI_HEAD_CHOICE,                         /* BERT */
+    TWI_HEAD_UNILM, TWI_HEAD_POOLED, TWI_HEAD_TAGS, TWI_HEAD_CRF, TWI_HEAD_POINTER                 /* FlagAI's BERT */
+} twi_head;
 
 /* What chapter generation asks of a model that writes text: the shape of its cache, its limits, and how it begins. */
 typedef struct twi_decoder {
@@ -6636,6 +6733,7 @@ static bool twi_gpt2_build(tw_model *m) {
     for (i = 0; i < g->layers; i++) if (!twi_gpt2_block_init(m, &g->block[i], i, width, inner)) return false;
     if (!tw_layer_norm_init(m, &g->ln_f, "ln_f", width, eps)) return false;
     if (g->kind != TWI_HEAD_NONE) tw_leave(m);
+    m->head_begins = m->parameters;
     switch (g->kind) {
     case TWI_HEAD_NONE: break;
     case TWI_HEAD_LM:
@@ -6659,6 +6757,7 @@ static bool twi_gpt2_build(tw_model *m) {
         g->head_dropout = twi_config_float(m, twi_config_value(m, "classifier_dropout") ? "classifier_dropout" : "hidden_dropout", 0.1, 0, 0.999);
         return tw_linear_init(m, &g->head, "classifier", width, twi_config_labels(m), true);
     case TWI_HEAD_QA: return tw_linear_init(m, &g->head, "qa_outputs", width, 2, true);
+    default: break;
     }
     return !tw_failed(m->region.tw);
 }
@@ -6742,6 +6841,7 @@ static bool twi_gpt2_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, cons
         if (!twi_output(out, "mc_logits", logits)) return false;
         return !labels || twi_output(out, "mc_loss", tw_cross_entropy(logits, labels, 0));
     }
+    default: break;
     }
     return false;
 }
@@ -6808,15 +6908,361 @@ static bool twi_gpt2_decoder(const tw_model *m, twi_decoder *d) {
 static const twi_model_type twi_gpt2_type = { "gpt2", "transformer.", sizeof(tw_gpt2), twi_gpt2_build, twi_gpt2_forward, twi_gpt2_set_dropout, twi_gpt2_decoder, NULL,
                                               "n_positions", "n_embd", "n_layer", "n_head" };
 
+/* -- BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019), XLM-RoBERTa (Conneau et al. 2019) ---------------------
+   One encoder, three sets of names.  Easy to get wrong: the norms come after the sums, and the embeddings have one too; GELU is
+   the one by erf; the pooler is tanh(dense(first token)), and only heads on a whole text have it; masked words are asked for
+   where they stand, without a shift; padding's own embedding never learns.
+   RoBERTa: positions count the tokens that are no padding, from pad_token_id + 1 on, and padding itself is at position
+   pad_token_id; the head for masked words has GELU whatever hidden_act says; a classifier has a dense layer of its own.
+
+   FlagAI's models on the same encoder: segment_ids is another name of token_type_ids, tokens with id 0 are never seen,
+   and their checkpoints hold q, k and v as one matrix, and the encoder under "model.".  */
+typedef struct tw_bert {
+    tw_embedding   words, positions, types;
+    tw_layer_norm  norm;                       /* of the embeddings */
+    tw_bert_block *block;
+    tw_linear      pooler;
+    tw_linear      transform, decoder;         /* masked words: norm(act(transform h)) decoder^T + bias */
+    tw_layer_norm  transform_norm;
+    tw_activation  transform_activation;
+    tw_linear      relationship;               /* next sentence */
+    tw_linear      dense;                      /* RoBERTa's classifier: tanh(dense(first token)) */
+    tw_linear      head;                       /* classifier, qa_outputs, out_layer, final_dense, gp.dense */
+    tw_tensor     *transitions;                /* [labels, labels] of a CRF: from row to column */
+    float          hidden_dropout, head_dropout;
+    int64_t        layers, width, vocab, max_positions, labels, inner;
+    int64_t        pad;                        /* pad_token_id; -1: none */
+    bool           causal, roberta, flagai;
+    twi_head       kind;
+} tw_bert;
+
+static bool twi_bert_build(tw_model *m);
+static bool twi_bert_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out);
+static void twi_bert_set_dropout(tw_model *m, float p);
+static bool twi_bert_decoder(const tw_model *m, twi_decoder *d);
+static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in);
+#define TWI_BERT_TYPE(name, prefix) \
+    { name, prefix, sizeof(tw_bert), twi_bert_build, twi_bert_forward, twi_bert_set_dropout, twi_bert_decoder, twi_bert_prepare, \
+      "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" }
+static const twi_model_type twi_bert_type = TWI_BERT_TYPE("bert", "bert."), twi_flagai_bert_type = TWI_BERT_TYPE("bert", "bert."),
+                            twi_roberta_type = TWI_BERT_TYPE("roberta", "roberta."), twi_xlm_roberta_type = TWI_BERT_TYPE("xlm-roberta", "roberta.");
+
+static bool twi_bert_attention_init(tw_model *m, tw_bert_attention *a, const char *name, int64_t width, float eps) {
+    bool ok;
+    tw_enter(m, name, -1);
+    ok = tw_linear_init(m, &a->query, "self.query", width, width, true) && tw_linear_init(m, &a->key, "self.key", width, width, true) &&
+         tw_linear_init(m, &a->value, "self.value", width, width, true) && tw_linear_init(m, &a->dense, "output.dense", width, width, true) &&
+         tw_layer_norm_init(m, &a->norm, "output.LayerNorm", width, eps);
+    tw_leave(m);
+    return ok;
+}
+static bool twi_bert_block_init(tw_model *m, tw_bert_block *b, int64_t layer, int64_t width, int64_t inner, float eps) {
+    bool ok;
+    b->heads = twi_config_int(m, "num_attention_heads", 12, 1, width);
+    b->layer = layer;
+    b->activation = twi_config_activation(m, "hidden_act", "gelu");
+    b->attention_dropout = twi_config_float(m, "attention_probs_dropout_prob", 0.1, 0, 0.999);
+    b->hidden_dropout = twi_config_float(m, "hidden_dropout_prob", 0.1, 0, 0.999);
+    b->causal = twi_config_bool(m, "is_decoder", false);
+    b->has_cross = twi_config_bool(m, "add_cross_attention", false);
+    if (b->has_cross && !b->causal) twi_fail(m->region.tw, TW_E_CONFIG, "config: add_cross_attention is for a decoder, and is_decoder is not true");
+    if (tw_failed(m->region.tw)) return false;
+    tw_enter(m, "layer", layer);
+    ok = twi_bert_attention_init(m, &b->attention, "attention", width, eps) && (!b->has_cross || twi_bert_attention_init(m, &b->cross, "crossattention", width, eps)) &&
+         tw_linear_init(m, &b->intermediate, "intermediate.dense", width, inner, true) && tw_linear_init(m, &b->output, "output.dense", inner, width, true) &&
+         tw_layer_norm_init(m, &b->norm, "output.LayerNorm", width, eps);
+    tw_leave(m);
+    return ok;
+}
+
+/* The head for masked words.  Its matrix is the word embedding and its bias a parameter beside it, both also known as the decoder's.
+   With tie_word_embeddings false, and in FlagAI's models, the decoder has its own of both, and the other bias stays in the
+   file without being used. */
+static bool twi_bert_masked_init(tw_model *m, tw_bert *g, float eps) {
+    const char *own_bias = g->roberta ? "lm_head.bias" : "cls.predictions.bias", *weight = g->roberta ? "lm_head.decoder.weight" : "cls.predictions.decoder.weight",
+               *bias = g->roberta ? "lm_head.decoder.bias" : "cls.predictions.decoder.bias";
+    bool tied = !g->flagai && twi_config_bool(m, "tie_word_embeddings", true), ok;
+    tw_tensor *unused = NULL;
+    g->transform_activation = g->roberta ? TW_ACT_GELU : twi_config_activation(m, "hidden_act", "gelu");
+    tw_enter(m, g->roberta ? "lm_head" : "cls.predictions", -1);
+    if (!g->flagai) unused = twi_filled_parameter(m, "", "bias", tw_shape1(g->vocab), 0);
+    ok = (g->flagai || unused) && tw_linear_init(m, &g->transform, g->roberta ? "dense" : "transform.dense", g->width, g->width, true) &&
+         tw_layer_norm_init(m, &g->transform_norm, g->roberta ? "layer_norm" : "transform.LayerNorm", g->width, eps);
+    if (ok && !tied) ok = tw_linear_init(m, &g->decoder, "decoder", g->width, g->vocab, true);
+    while (m->prefix[0]) tw_leave(m);
+    if (!ok) return false;
+    if (tied) {
+        g->decoder.model = m;
+        g->decoder.weight = g->words.weight;
+        g->decoder.bias = unused;
+        return twi_add_tied(m, weight, &g->decoder.weight) && twi_add_tied(m, bias, &g->decoder.bias);
+    }
+    if (unused && !twi_add_alias(m, bias, unused)) return false;        /* a file may have the bias under one of its names only, */
+    if (g->flagai && !twi_add_alias(m, "bert.embeddings.word_embeddings.weight", g->decoder.weight)) return false;     /* and the matrix once */
+    return twi_add_alias(m, own_bias, g->decoder.bias);
+}
+
+static bool twi_bert_head_init(tw_model *m, tw_bert *g, float eps) {
+    int64_t labels = twi_config_value(m, "class_num") && g->flagai ? twi_config_int(m, "class_num", 2, 1, 1 << 24) : twi_config_labels(m);
+    bool own_dropout = twi_config_value(m, "classifier_dropout") != NULL && !(g->roberta && g->kind == TWI_HEAD_CHOICE);
+    g->labels = labels;
+    g->head_dropout = g->flagai ? 0 : own_dropout ? twi_config_float(m, "classifier_dropout", 0.1, 0, 0.999) : g->hidden_dropout;
+    switch (g->kind) {
+    case TWI_HEAD_LM: case TWI_HEAD_MASKED: case TWI_HEAD_UNILM: return twi_bert_masked_init(m, g, eps);
+    case TWI_HEAD_PRETRAINING: return twi_bert_masked_init(m, g, eps) && tw_linear_init(m, &g->relationship, "cls.seq_relationship", g->width, 2, true);
+    case TWI_HEAD_NEXT: return tw_linear_init(m, &g->relationship, "cls.seq_relationship", g->width, 2, true);
+    case TWI_HEAD_CHOICE: return tw_linear_init(m, &g->head, "classifier", g->width, 1, true);
+    case TWI_HEAD_SEQUENCE:
+        if (!g->roberta) return tw_linear_init(m, &g->head, "classifier", g->width, labels, true);
+        return tw_linear_init(m, &g->dense, "classifier.dense", g->width, g->width, true) && tw_linear_init(m, &g->head, "classifier.out_proj", g->width, labels, true);
+    case TWI_HEAD_TOKEN: return tw_linear_init(m, &g->head, "classifier", g->width, labels, true);
+    case TWI_HEAD_QA: return tw_linear_init(m, &g->head, "qa_outputs", g->width, 2, true);
+    default: return !tw_failed(m->region.tw);
+    }
+}
+
+/* Which heads read the pooler's output. */
+static bool twi_bert_pools(const tw_bert *g) {
+    switch (g->kind) {
+    case TWI_HEAD_NONE: case TWI_HEAD_PRETRAINING: case TWI_HEAD_NEXT: case TWI_HEAD_CHOICE: case TWI_HEAD_POOLED: return true;
+    case TWI_HEAD_SEQUENCE: return !g->roberta;
+    default: return false;
+    }
+}
+
+static bool twi_bert_build(tw_model *m) {
+    tw_bert *g = (tw_bert *)m->net;
+    int64_t width, heads, types, inner, i;
+    const tw_json *pad = tw_json_get(m->config, "pad_token_id");
+    float eps;
+    bool ok;
+    g->roberta = m->type == &twi_roberta_type || m->type == &twi_xlm_roberta_type;
+    g->flagai = m->type == &twi_flagai_bert_type;
+    g->kind = twi_head_of(m);
+    g->width = width = twi_config_int(m, "hidden_size", 768, 1, 1 << 20);
+    heads = twi_config_int(m, "num_attention_heads", 12, 1, width);
+    g->vocab = twi_config_int(m, "vocab_size", m->type == &twi_roberta_type ? 50265 : 30522, 1, INT32_MAX - 1);
+    g->max_positions = twi_config_int(m, "max_position_embeddings", 512, 1, INT32_MAX - 1);
+    g->layers = twi_config_int(m, "num_hidden_layers", 12, 1, 4096);
+    types = twi_config_int(m, "type_vocab_size", 2, 1, INT32_MAX - 1);
+    inner = twi_config_int(m, "intermediate_size", g->flagai ? 4 * width : 3072, 1, 1 << 24);
+    eps = twi_config_float(m, g->flagai && twi_config_value(m, "layernorm_epsilon") ? "layernorm_epsilon" : "layer_norm_eps", g->flagai ? 1e-6 : 1e-12, 0, 1);
+    g->hidden_dropout = twi_config_float(m, "hidden_dropout_prob", 0.1, 0, 0.999);
+    g->causal = twi_config_bool(m, "is_decoder", false);
+    g->pad = pad && tw_json_type(pad) == TW_JSON_NULL ? -1 : twi_config_int(m, "pad_token_id", g->roberta, 0, g->vocab - 1);
+    m->initializer_range = twi_config_float(m, "initializer_range", 0.02, 0, 1e6);
+    if (g->roberta && g->pad < 0) twi_fail(m->region.tw, TW_E_CONFIG, "config: pad_token_id is null, and RoBERTa's positions are counted from it");
+    if (g->roberta && g->pad + 1 >= g->max_positions)
+        twi_fail(m->region.tw, TW_E_CONFIG, "config: max_position_embeddings %lld leaves no position above pad_token_id %lld", (long long)g->max_positions, (long long)g->pad);
+    if (width % heads != 0)
+        twi_fail(m->region.tw, TW_E_CONFIG, "config: hidden_size %lld is not a multiple of num_attention_heads %lld", (long long)width, (long long)heads);
+    if (tw_failed(m->region.tw)) return false;
+    g->block = (tw_bert_block *)twi_alloc(&m->region, (size_t)g->layers, sizeof *g->block);
+    if (!g->block) return false;
+    if (g->kind != TWI_HEAD_NONE) tw_enter(m, g->roberta ? "roberta" : "bert", -1);
+    tw_enter(m, "embeddings", -1);
+    ok = tw_embedding_init(m, &g->words, "word_embeddings", g->vocab, width) && tw_embedding_init(m, &g->positions, "position_embeddings", g->max_positions, width) &&
+         tw_embedding_init(m, &g->types, "token_type_embeddings", types, width) && tw_layer_norm_init(m, &g->norm, "LayerNorm", width, eps);
+    if (!ok) return false;
+    if (!g->flagai) tw_embedding_padding(&g->words, g->pad);
+    if (g->roberta) tw_embedding_padding(&g->positions, g->pad);
+    tw_leave(m);
+    tw_enter(m, "encoder", -1);
+    for (i = 0; i < g->layers; i++) if (!twi_bert_block_init(m, &g->block[i], i, width, inner, eps)) return false;
+    tw_leave(m);
+    m->head_begins = m->parameters;
+    if (twi_bert_pools(g) && !tw_linear_init(m, &g->pooler, "pooler.dense", width, width, true)) return false;
+    if (g->kind == TWI_HEAD_NONE) m->optional = &g->pooler;
+    if (g->kind != TWI_HEAD_NONE) tw_leave(m);
+    return twi_bert_head_init(m, g, eps);
+}
+
+/* RoBERTa's positions: tokens that are no padding are counted from pad + 1 on. */
+static tw_tensor *twi_roberta_positions(const tw_tensor *ids, int64_t pad, int64_t past) {
+    tw_tensor *positions = twi_new(ids->tw, TW_I32, 2, ids->shape);
+    int64_t b, t, length = ids->shape[1];
+    if (!positions || !twi_computes(ids->tw)) return positions;
+    for (b = 0; b < ids->shape[0]; b++) {
+        int64_t count = past;
+        for (t = 0; t < length; t++) {
+            bool real = ((const int32_t *)ids->data)[b * length + t] != pad;
+            count += real;
+            ((int32_t *)positions->data)[b * length + t] = (int32_t)(real ? pad + count : pad);
+        }
+    }
+    return positions;
+}
+
+/* act(dense h), its norm, and the logits of all words: [..., C] -> [..., V] */
+static tw_tensor *twi_bert_word_logits(const tw_bert *g, tw_tensor *h) {
+    return tw_linear_forward(&g->decoder, tw_layer_norm_forward(&g->transform_norm, tw_linear_activate(&g->transform, h, g->transform_activation)));
+}
+
+/* The rows of h [..., C] that have a label, and these labels.  Where nobody asks for the other logits, they need not be computed:
+   of masked words that is six rows out of seven.  No labels at all: all rows, and the loss is NaN as it should be. */
+static tw_tensor *twi_labelled_rows(tw_tensor *h, tw_tensor **labels) {
+    tw_context *tw = h->tw;
+    int64_t rows = twi_rows(h), count = 0, i, k = 0;
+    const int32_t *label;
+    tw_tensor *at, *kept;
+    if (!twi_is_i32(*labels, tw, "labels")) return NULL;
+    if (tw_count(*labels) != rows) { twi_fail(tw, TW_E_SHAPE, "labels: %lld of them do not fit %lld tokens", (long long)tw_count(*labels), (long long)rows); return NULL; }
+    if (!twi_computes(tw)) return h;
+    label = (const int32_t *)(*labels)->data;
+    for (i = 0; i < rows; i++) count += label[i] != TWI_IGNORED;
+    if (count == 0 || count == rows) return h;
+    at = twi_new(tw, TW_I32, 1, &count);
+    kept = twi_new(tw, TW_I32, 1, &count);
+    if (!at || !kept) return NULL;
+    for (i = 0; i < rows; i++) {
+        if (label[i] == TWI_IGNORED) continue;
+        ((int32_t *)at->data)[k] = (int32_t)i;
+        ((int32_t *)kept->data)[k++] = label[i];
+    }
+    *labels = kept;
+    return tw_embedding_op(tw_reshape(h, tw_shape2(rows, twi_columns(h))), at);
+}
+
+static bool twi_bert_words(const tw_bert *g, tw_tensor *h, tw_tensor *labels, const tw_pass *pass, tw_outputs *out) {
+    tw_tensor *logits;
+    if (labels && pass->no_logits) {
+        h = twi_labelled_rows(h, &labels);
+        return h && twi_output(out, "loss", tw_cross_entropy(twi_bert_word_logits(g, h), labels, pass->label_smoothing));
+    }
+    if (pass->last_token_only) h = tw_slice(h, 1, h->shape[1] - 1, 1);
+    logits = twi_bert_word_logits(g, h);
+    if (!twi_output(out, "logits", logits)) return false;
+    return !labels || pass->last_token_only || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing));
+}
+
+static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_bert *g = (tw_bert *)m->net;
+    tw_tensor *labels = tw_batch_get(in, "labels"), *first = NULL, *logits, *next, *given;
+    int64_t choices;
+    if (twi_bert_pools(g) || g->kind == TWI_HEAD_SEQUENCE) {
+        first = tw_reshape(tw_slice(h, 1, 0, 1), tw_shape2(h->shape[0], h->shape[2]));
+        if (g->pooler.weight) first = tw_linear_activate(&g->pooler, first, TW_ACT_TANH);
+        if (!first) return false;
+    }
+    switch (g->kind) {
+    case TWI_HEAD_NONE: return twi_output(out, "last_hidden_state", h) && (!g->pooler.weight || twi_output(out, "pooler_output", first));
+    case TWI_HEAD_MASKED: return twi_bert_words(g, h, labels, pass, out);
+    case TWI_HEAD_LM: return (!labels || (labels = twi_shift_labels(labels)) != NULL) && twi_bert_words(g, h, labels, pass, out);
+    case TWI_HEAD_PRETRAINING:
+        next = tw_batch_get(in, "next_sentence_label");
+        logits = twi_bert_word_logits(g, h);
+        first = tw_linear_forward(&g->relationship, first);
+        if (!twi_output(out, "prediction_logits", logits) || !twi_output(out, "seq_relationship_logits", first)) return false;
+        return !labels || !next || twi_output(out, "loss", tw_add(tw_cross_entropy(first, next, 0), tw_cross_entropy(logits, labels, pass->label_smoothing)));
+    case TWI_HEAD_NEXT:
+        logits = tw_linear_forward(&g->relationship, first);
+        return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
+    case TWI_HEAD_SEQUENCE:
+        first = tw_dropout(first, g->head_dropout);
+        if (g->dense.weight) first = tw_dropout(tw_linear_activate(&g->dense, first, TW_ACT_TANH), g->head_dropout);
+        logits = tw_linear_forward(&g->head, first);
+        return twi_output(out, "logits", logits) && twi_classifier_loss(m, logits, in, out);
+    case TWI_HEAD_CHOICE:
+        given = tw_batch_get(in, "input_ids");
+        choices = given->rank == 3 ? given->shape[1] : given->shape[0];
+        logits = tw_linear_forward(&g->head, tw_dropout(first, g->head_dropout));
+        logits = logits ? tw_reshape(logits, tw_shape2(-1, choices)) : NULL;
+        return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
+    case TWI_HEAD_TOKEN:
+        logits = tw_linear_forward(&g->head, tw_dropout(h, g->head_dropout));
+        return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
+    case TWI_HEAD_QA: return twi_question_head(tw_linear_forward(&g->head, h), in, out);
+    default: break;
+    }
+    (void)ids;
+    return false;
+}
+
+static bool twi_bert_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_bert *g = (tw_bert *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_tensor *ids = twi_input_ids(m, in, "input_ids"), *positions, *types, *x, *inputs[2];
+    int64_t past = pass->cache ? pass->cache->length : 0, room = g->max_positions - (g->roberta ? g->pad + 1 : 0), i;
+    twi_stream stream;
+    tw_bert_input how;
+    if (!ids) return false;
+    if (past + ids->shape[1] > room && !g->roberta && !tw_batch_get(in, "position_ids")) {
+        twi_fail(tw, TW_E_RANGE, "forward: %lld tokens are more than the model's %lld positions", (long long)(past + ids->shape[1]), (long long)room);
+        return false;
+    }
+    memset(&how, 0, sizeof how);
+    how.pass = pass;
+    if (!twi_input_like(m, in, "position_ids", ids, &positions) || !twi_input_like(m, in, "token_type_ids", ids, &types)) return false;
+    if (!twi_key_mask(m, tw_batch_get(in, "attention_mask"), ids->shape[0], past + ids->shape[1], &how.key_mask)) return false;
+    inputs[1] = tw_batch_get(in, "encoder_hidden_states");
+    if (inputs[1] && (inputs[1]->rank != 3 || inputs[1]->shape[0] != ids->shape[0] || inputs[1]->shape[2] != g->width)) {
+        twi_fail(tw, TW_E_SHAPE, "forward: encoder_hidden_states of shape %s are not [%lld, T, %lld]", TWI_SHAPE(inputs[1]), (long long)ids->shape[0], (long long)g->width);
+        return false;
+    }
+    if (inputs[1] && !twi_key_mask(m, tw_batch_get(in, "encoder_attention_mask"), inputs[1]->shape[0], inputs[1]->shape[1], &how.encoder_mask)) return false;
+    if (!positions) positions = g->roberta ? twi_roberta_positions(ids, g->pad, past) : twi_positions(ids, past);
+    if (!types) types = tw_ids(tw, tw_shape_of(ids), NULL);      /* zeros */
+    if (!positions || !types) return false;
+
+    x = tw_add(tw_add(tw_embedding_forward(&g->words, ids), tw_embedding_forward(&g->types, types)), tw_embedding_forward(&g->positions, positions));
+    x = twi_stream_begin(&stream, tw_dropout(tw_layer_norm_forward(&g->norm, x), g->hidden_dropout), pass->hidden_states);
+    if (!x || (pass->hidden_states && !twi_numbered_output(out, "hidden_states", 0, x))) return false;
+    for (i = 0; i < g->layers; i++) {
+        how.block = &g->block[i];
+        inputs[0] = x;
+        x = twi_stream_next(&stream, x, m->checkpointing ? tw_checkpoint(tw, tw_bert_block_forward, &how, sizeof how, inputs, inputs[1] ? 2 : 1)
+                                                         : tw_bert_block_forward(&how, inputs));
+        if (!x || (pass->hidden_states && !twi_numbered_output(out, "hidden_states", i + 1, x))) return false;
+    }
+    if (!twi_bert_heads(m, x, ids, in, pass, out)) return false;
+    if (pass->cache) pass->cache->length += ids->shape[1];
+    return true;
+}
+
+static void twi_bert_set_dropout(tw_model *m, float p) {
+    tw_bert *g = (tw_bert *)m->net;
+    int64_t i;
+    g->hidden_dropout = g->head_dropout = p;
+    for (i = 0; i < g->layers; i++) g->block[i].attention_dropout = g->block[i].hidden_dropout = p;
+}
+
+static bool twi_bert_decoder(const tw_model *m, twi_decoder *d) {
+    const tw_bert *g = (const tw_bert *)m->net;
+    d->layers = g->layers;
+    d->heads = g->block[0].heads;
+    d->head_dim = g->width / d->heads;
+    d->vocab = g->vocab;
+    d->positions = g->max_positions - (g->roberta ? g->pad + 1 : 0);
+    d->eos = g->roberta ? 2 : -1;
+    return g->kind == TWI_HEAD_LM && g->causal;
+}
+
+/* A generation reads its tokens and nothing else. */
+static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in) { return tw_batch_set(in, "input_ids", twi_reading_ids(m, r)); }
+
 /* -- all models that can be opened: the class that config.json's `architectures` names, or the task asks for ---- */
 
-static const twi_model_class twi_model_classes[] = {           /* of each type the first is what `lm` means */
+static const twi_model_class twi_model_classes[] = {           /* without class and task the first of its type */
     { "GPT2LMHeadModel",            &twi_gpt2_type, TWI_HEAD_LM,       "lm" },
     { "GPT2Model",                  &twi_gpt2_type, TWI_HEAD_NONE,     "embedding" },
     { "GPT2ForSequenceClassification", &twi_gpt2_type, TWI_HEAD_SEQUENCE, "classification" },
     { "GPT2ForTokenClassification", &twi_gpt2_type, TWI_HEAD_TOKEN,    "token-classification" },
     { "GPT2ForQuestionAnswering",   &twi_gpt2_type, TWI_HEAD_QA,       "question-answering" },
-    { "GPT2DoubleHeadsModel",       &twi_gpt2_type, TWI_HEAD_DOUBLE,   "multiple-choice" }
+    { "GPT2DoubleHeadsModel",       &twi_gpt2_type, TWI_HEAD_DOUBLE,   "multiple-choice" },
+#define TWI_BERT_CLASSES(prefix, type, causal)                                         \
+    { prefix "Model",                     type, TWI_HEAD_NONE,     "embedding" },            \
+    { prefix "ForMaskedLM",               type, TWI_HEAD_MASKED,   "masked-lm" },            \
+    { prefix causal,                      type, TWI_HEAD_LM,       "lm" },                   \
+    { prefix "ForSequenceClassification", type, TWI_HEAD_SEQUENCE, "classification" },       \
+    { prefix "ForTokenClassification",    type, TWI_HEAD_TOKEN,    "token-classification" }, \
+    { prefix "ForQuestionAnswering",      type, TWI_HEAD_QA,       "question-answering" },   \
+    { prefix "ForMultipleChoice",         type, TWI_HEAD_CHOICE,   "multiple-choice" }
+    TWI_BERT_CLASSES("Bert", &twi_bert_type, "LMHeadModel"),
+    { "BertForPreTraining",         &twi_bert_type, TWI_HEAD_PRETRAINING, "pretraining" },
+    { "BertForNextSentencePrediction", &twi_bert_type, TWI_HEAD_NEXT,  "next-sentence-prediction" },
+    TWI_BERT_CLASSES("Roberta", &twi_roberta_type, "ForCausalLM"),
+    TWI_BERT_CLASSES("XLMRoberta", &twi_xlm_roberta_type, "ForCausalLM")
+#undef TWI_BERT_CLASSES
 };
 enum { TWI_MODEL_CLASSES = (int)(sizeof twi_model_classes / sizeof *twi_model_classes) };
 
@@ -6873,7 +7319,12 @@ TWDEF tw_model *tw_from_config(tw_context *tw, const char *config_json) { return
 TWDEF const tw_json *tw_config_of(const tw_model *model) { return model ? model->config : NULL; }
 TWDEF const char *tw_class_of(const tw_model *model) { return model ? model->name : ""; }
 TWDEF int64_t tw_max_positions(const tw_model *model) {
-    return model && model->type ? tw_json_int(twi_config_value(model, model->type->positions), 1024) : 0;
+    if (!model || !model->type) return 0;
+    if (model->type->build == twi_bert_build) {        /* RoBERTa's first position is pad_token_id + 1 */
+        const tw_bert *g = (const tw_bert *)model->net;
+        return g->max_positions - (g->roberta ? g->pad + 1 : 0);
+    }
+    return tw_json_int(twi_config_value(model, model->type->positions), 1024);
 }
 TWDEF bool tw_set_dropout(tw_model *model, float p) {
     if (!model || !model->type || tw_failed(model->region.tw)) return false;
@@ -13335,16 +13786,18 @@ static const tw_weight *twi_find_spelling(const tw_weights *file, const char *na
     }
     return w;
 }
-static const tw_weight *twi_find_prefixed(const tw_weights *file, const char *prefix, const char *name) {
+static const tw_weight *twi_find_joined(const tw_weights *file, const char *prefix, const char *name) {
     char with[400];
+    if (snprintf(with, sizeof with, "%s%s", prefix, name) >= (int)sizeof with) return NULL;
+    return twi_find_spelling(file, with);
+}
+static const tw_weight *twi_find_prefixed(const tw_weights *file, const char *prefix, const char *name) {
     const tw_weight *w = twi_find_spelling(file, name);
     size_t n = strlen(prefix);
     if (w || n == 0) return w;
-    if (strncmp(name, prefix, n) == 0) return twi_find_spelling(file, name + n);
-    if (n + strlen(name) + 1 > sizeof with) return NULL;
-    memcpy(with, prefix, n);
-    strcpy(with + n, name);
-    return twi_find_spelling(file, with);
+    if (strncmp(name, prefix, n) == 0) w = twi_find_spelling(file, name += n);
+    else w = twi_find_joined(file, prefix, name);
+    return w ? w : twi_find_joined(file, "model.", name);           /* FlagAI's task models have the base model there */
 }
 static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *file, const tw_tensor *parameter) {
     const char *prefix = m->type ? m->type->prefix : "";
@@ -13379,6 +13832,8 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool 
     size_t count = (size_t)tw_count(t);
     bool stays_16 = (w->dtype == TW_F16 || w->dtype == TW_BF16) && t->rank >= 2 && !to_f32;
     bool in_place = w->writable && (w->dtype == TW_F32 || stays_16) && ((uintptr_t)w->data & (tw_dtype_size(w->dtype) - 1)) == 0;
+    size_t i;
+    for (i = 0; in_place && i < m->parameters && m->parameter[i] != t; i++) in_place = m->parameter[i]->data != w->data;    /* not two in one place */
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -13399,13 +13854,72 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool 
     return true;
 }
 
-static bool twi_load_weights(tw_model *m, const tw_weights *file, bool to_f32) {
+/* FlagAI's BERT has query, key and value as the three parts of one matrix: *part becomes a view of one of them. */
+static const tw_weight *twi_find_part(const tw_model *m, const tw_weights *file, const tw_tensor *t, tw_weight *part) {
+    static const char *const names[] = { "self.query.", "self.key.", "self.value." };
+    const tw_weight *w;
+    char full[400];
     size_t i;
+    for (i = 0; i < 3; i++) {
+        const char *at = strstr(t->name, names[i]);
+        if (!at || snprintf(full, sizeof full, "%.*sself.query_key_value.%s", (int)(at - t->name), t->name, at + strlen(names[i])) >= (int)sizeof full) continue;
+        w = twi_find_prefixed(file, m->type ? m->type->prefix : "", full);
+        if (!w || w->rank < 1 || w->shape[0] % 3 != 0) return NULL;
+        *part = *w;
+        part->shape[0] /= 3;
+        part->bytes /= 3;
+        part->data = (const char *)w->data + i * part->bytes;
+        return part;
+    }
+    return NULL;
+}
+
+/* Tied parameters that the file has twice, with different numbers: the second one becomes a parameter of its own, as in
+   transformers since 5.0, whatever tie_word_embeddings says. */
+static bool twi_untie(tw_model *m, const tw_weights *file) {
+    size_t i;
+    for (i = 0; i < m->aliases; i++) {
+        twi_alias *a = &m->alias[i];
+        const tw_weight *one = a->user ? twi_find_weight(m, file, a->parameter) : NULL, *two = a->user ? twi_find_prefixed(file, m->type->prefix, a->name) : NULL;
+        tw_tensor *t;
+        if (!one || !two || one == two || (one->dtype == two->dtype && one->bytes == two->bytes && memcmp(one->data, two->data, one->bytes) == 0)) continue;
+        t = tw_add_parameter(m, a->name, tw_shape_of(a->parameter));
+        if (!t) return false;
+        t->no_decay = a->parameter->no_decay;
+        *a->user = a->parameter = t;
+    }
+    return true;
+}
+
+/* Takes weight and bias of a layer out of the model: the file lacks them. */
+static void twi_drop_layer(tw_model *m, tw_linear *layer) {
+    size_t i, kept = 0;
+    for (i = 0; i < m->parameters; i++) if (m->parameter[i] != layer->weight && m->parameter[i] != layer->bias) m->parameter[kept++] = m->parameter[i];
+    m->parameters = kept;
+    layer->weight = layer->bias = NULL;
+}
+
+/* A part of the head that the file does not have begins as in a new model. */
+static bool twi_begin_anew(tw_model *m, tw_tensor *t) {
+    size_t n = strlen(t->name);
+    if (!twi_allocate_parameter(&m->region, t)) return false;
+    if (t->no_decay) tw_fill(t, n >= 4 && strcmp(t->name + n - 4, "bias") == 0 ? 0.0f : 1.0f);
+    else tw_fill_normal(t, 0, m->initializer_range);
+    return true;
+}
+
+static bool twi_load_weights(tw_model *m, const tw_weights *file, const tw_load_desc *how) {
+    size_t i;
+    if (!twi_untie(m, file)) return false;
+    if (m->optional && m->optional->weight && !twi_find_weight(m, file, m->optional->weight) && !twi_find_weight(m, file, m->optional->bias)) twi_drop_layer(m, m->optional);
     for (i = 0; i < m->parameters; i++) {
         tw_tensor *t = m->parameter[i];
+        tw_weight part;
         const tw_weight *w = twi_find_weight(m, file, t);
+        if (!w) w = twi_find_part(m, file, t, &part);
+        if (!w && how->new_head && m->head_begins && i >= m->head_begins) { if (!twi_begin_anew(m, t)) return false; continue; }
         if (!w) { twi_fail(m->region.tw, TW_E_MISSING, "%s: the weights do not have it", t->name); return false; }
-        if (!twi_take_weight(m, t, w, to_f32)) return false;
+        if (!twi_take_weight(m, t, w, how->to_f32)) return false;
     }
     return true;
 }
@@ -13438,7 +13952,7 @@ TWDEF tw_model *tw_from_pretrained_with(tw_context *tw, const char *folder, cons
     if (!path.failed && twi_file_exists(tw, twi_text_string(&path))) m->generation_config = tw_json_load(tw, twi_text_string(&path));
     twi_text_free(&path);
     m->weights = tw_failed(tw) ? NULL : tw_open_weights(tw, folder);
-    if (m->weights && twi_load_weights(m, m->weights, how->to_f32)) {
+    if (m->weights && twi_load_weights(m, m->weights, how)) {
         m->from_file = false;
         if (how->no_tokenizer || !twi_has_tokenizer(tw, folder)) return m;
         m->tokenizer = tw_load_tokenizer(tw, folder);
@@ -14109,7 +14623,9 @@ TWDEF bool tw_add_metric(tw_model *model, const char *name, tw_phase phase) {
 /* -- forward, loss, backward ---------------------------------------------------------------------------------- */
 
 /* Does the language model's head compare the logits at t with the label at t + 1? */
-static bool twi_shifts_labels(const tw_model *m) { return m->type == &twi_gpt2_type && (twi_head_of(m) == TWI_HEAD_LM || twi_head_of(m) == TWI_HEAD_DOUBLE); }
+static bool twi_shifts_labels(const tw_model *m) {
+    return m->type && (m->type == &twi_gpt2_type || m->type->build == twi_bert_build) && (twi_head_of(m) == TWI_HEAD_LM || twi_head_of(m) == TWI_HEAD_DOUBLE);
+}
 
 static bool twi_metric_wants_logits(const twi_training *t, tw_phase phase) {
     int i;

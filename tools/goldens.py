@@ -19,7 +19,7 @@ What it writes
                               it applies to every output whose first two dimensions are [B,T].
                               Double heads: the gradients are those of loss + mc_loss.  Some gradients are zero in
                               exact arithmetic (a key's bias, the biases of question answering): a test measures the
-                              error of a gradient against max(its largest, 1e-3 of the largest of all tensors).
+                              error of a gradient against max(its largest, 1e-3 of the largest of all tensors; 1e-2 where it is zero).
     gpt2/generate.json        [{"model", "ids", "args", "expect", "score"}]: args by their transformers names
     gpt2/tokenize.json        [{"models", "text", "pair", "ids", "tokens", "offsets", "decoded"}]
     warpers.json, warpers.safetensors
@@ -81,11 +81,11 @@ def random_weights(model, seed):
         parameter.data.copy_(mean + deviation * torch.randn(parameter.shape, generator=generator))
 
     for name, parameter in model.named_parameters():
-        if "ln_" in name:
+        if any(norm in name for norm in ("ln_", "LayerNorm", "layer_norm")):
             normal(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
         elif name.endswith("bias"):
             normal(parameter, 0.0, 0.2)
-        elif "wte" in name or "wpe" in name:
+        elif "wte" in name or "wpe" in name or "embeddings" in name:
             normal(parameter, 0.0, 0.7)
         else:
             fan_in = (
@@ -175,9 +175,9 @@ def reference_outputs(model, tensors, gradients=True, exact=True):
     result = model(**arguments, output_hidden_states=True, return_dict=True)
 
     outputs = {}
-    for name in ("logits", "last_hidden_state", "start_logits", "end_logits", "mc_logits"):
-        if name in result:
-            outputs[name] = result[name]
+    for name, value in result.items():
+        if name.endswith("logits") or name in ("last_hidden_state", "pooler_output"):
+            outputs[name] = value
     losses = [name for name in ("loss", "mc_loss") if result.get(name) is not None]
     for name in losses:
         outputs[name] = result[name].reshape(1)
@@ -190,6 +190,10 @@ def reference_outputs(model, tensors, gradients=True, exact=True):
             outputs[f"grad.{name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     if not all(t.isfinite().all() for t in outputs.values()):
         raise SystemExit("a reference value is not finite")
+    largest = max((t.abs().max() for name, t in outputs.items() if name.startswith("grad.")), default=0)
+    for name, t in outputs.items():
+        if exact and name.startswith("grad.") and t.abs().max() < 1e-12 * largest:
+            outputs[name] = torch.zeros_like(t)  # zero in exact arithmetic
     return outputs
 
 
@@ -200,21 +204,26 @@ def rounding_error(model, tensors, outputs):
     floor = 1e-3 * max((t.abs().max() for key, t in outputs.items() if key.startswith("grad.")), default=torch.ones(()))
     worst = (0.0, "")
     for key, value in outputs.items():
-        other, tolerance = plain[key].double(), 2e-5 if key.startswith("grad.") else 2e-6
-        if value.dim() >= 2 and value.shape[:2] == rows.shape and not key.startswith("grad."):
+        gradient = key.startswith("grad.")
+        other, tolerance = plain[key].double(), 2e-5 if gradient else 2e-6
+        if gradient and not value.any():  # zero in exact arithmetic: all of it is rounding
+            tolerance *= 10
+        if value.dim() >= 2 and value.shape[:2] == rows.shape and not gradient:
             value, other = value[rows != 0], other[rows != 0]
         error = (value - other).abs().max() / max(floor, value.abs().max())
         worst = max(worst, (error.item() / tolerance, key))
     return worst
 
 
-def forward_case(out, name, head, config, tensors, seed, *, gradients=True, change=None, dtype=None, shards=0):
-    """One folder.  `change` puts the weights into another form of file; their meaning stays."""
-    folder = out / "gpt2" / name
+def forward_case(
+    out, name, head, config, tensors, seed, *, family="gpt2", gradients=True, change=None, dtype=None, shards=0, **options
+):
+    """One folder.  `change` puts the weights into another form of file; their meaning stays.  `options` are the head's."""
+    folder = out / family / name
     folder.mkdir(parents=True)
     config.architectures = [head]
     config._attn_implementation = "eager"  # the plain formula, and the only one that upcasts and reorders
-    model = getattr(transformers, head)(config)
+    model = getattr(transformers, head)(config, **options)
     random_weights(model, seed)
     if dtype is not None:
         model = model.to(dtype)
@@ -226,7 +235,7 @@ def forward_case(out, name, head, config, tensors, seed, *, gradients=True, chan
     if change is not None:
         rewrite_weights(folder, change)
 
-    exact = not config.reorder_and_upcast_attn  # which computes in float32 by its own definition
+    exact = not getattr(config, "reorder_and_upcast_attn", False)  # which computes in float32 by its own definition
     outputs = reference_outputs(model, tensors, gradients, exact)
     error, key = rounding_error(model, tensors, outputs)
     if error > 1:
