@@ -28,7 +28,7 @@ ends 2 nonsense
 ends 0 --help
 says 'generate'
 for c in info tokenize forward generate predict train eval convert bench pull start; do ends 0 $c --help; done
-for c in info tokenize forward generate train eval convert bench; do ends 2 $c; done
+for c in info tokenize forward generate train eval convert bench pull; do ends 2 $c; done
 ends 2 info a b
 ends 2 info a --nonsense
 ends 2 info a --threads 0
@@ -37,7 +37,7 @@ ends 2 generate m --ids 1,,2
 ends 2 generate m --ids 1 --prompt a
 ends 2 convert a b --dtype f13
 ends 2 bench nonsense
-ends 1 pull gpt2 --to x
+ends 1 pull gpt2 --to x --endpoint http://127.0.0.1:1     # with curl nobody answers, without it cannot be started
 ends 1 start
 ends 1 predict m
 ends 1 info is-not-there

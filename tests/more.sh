@@ -13,6 +13,8 @@ warnings="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wcas
 install_packages() {
     local missing=""
     command -v clang > /dev/null || missing="$missing clang"
+    # clang's sanitizers and its fuzzer are a package of their own
+    printf 'int LLVMFuzzerTestOneInput(void) { return 0; }\n' | clang -fsanitize=fuzzer,address,undefined -x c - -o /dev/null 2> /dev/null || missing="$missing libclang-rt-dev"
     command -v g++ > /dev/null || missing="$missing g++"
     command -v tcc > /dev/null || missing="$missing tcc"
     command -v valgrind > /dev/null || missing="$missing valgrind"

@@ -7,7 +7,7 @@
    `bench gemm` and `bench attention` call twinkle_blas.h.)  How it is laid out:
 
        options     what a command takes is a table of options; reading and --help both walk it
-       info, tokenize, forward, generate, train, eval, convert, bench: a section each, with a function run_NAME
+       info, tokenize, forward, generate, train, eval, convert, bench, pull: a section each, with a function run_NAME
        commands    the table of commands, and main
 
    Exit status: 0 done; 1 the work failed; 2 the command line was wrong.  Errors are one line on stderr,
@@ -27,9 +27,16 @@
 #ifdef _WIN32
 #  include <direct.h>
 #  include <io.h>
+#  include <process.h>
+#  include <sys/stat.h>
 #else
 #  include <dirent.h>
+#  include <fcntl.h>
+#  include <spawn.h>
+#  include <sys/stat.h>
+#  include <sys/wait.h>
 #  include <unistd.h>
+extern char **environ;
 #endif
 
 #define COUNT(list) (sizeof(list) / sizeof(list)[0])
@@ -826,17 +833,21 @@ static bool remove_entry(void *user, const char *name) {
     return true;
 }
 
+static void remove_if_empty(const char *folder) {
+#ifdef _WIN32
+    _rmdir(folder);
+#else
+    rmdir(folder);
+#endif
+}
+
 /* Removes a checkpoint: a folder of plain files. */
 static void remove_folder(tw_context *tw, const char *folder) {
     folder_visit v;
     v.tw = tw;
     v.folder = folder;
     list_folder(folder, remove_entry, &v);
-#ifdef _WIN32
-    _rmdir(folder);
-#else
-    rmdir(folder);
-#endif
+    remove_if_empty(folder);
 }
 
 /* ---- train: the configuration --------------------------------------------------------------------------- */
@@ -1602,6 +1613,7 @@ static const option bench_options[] = {
     { "--backward", NULL, FLAG, 0, 0, "attention: forward and backward" },
     { "--prompt-tokens", "N", WHOLE, 1, 1e7, "generate: length of the prompt (default: 64)" },
     { "--new-tokens", "N", WHOLE, 2, 1e7, "generate: tokens to write (default: 32)" },
+    { "--file", "F", TEXT, 0, 0, "tokenize: the text whose lines are tokenized, one after another" },
     { "--gradient-checkpointing", NULL, FLAG, 0, 0, "train: recompute blocks instead of keeping them" },
     { "--dtype", "NAME", DTYPE, 0, 0, "weights: f32, f16, bf16 (default: f32, or the file's)" }
 };
@@ -1928,23 +1940,593 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     free(b.ids);
 }
 
+/* Lines of a file, one after another: a tokenizer's throughput on what it usually gets. */
+typedef struct tokenize_bench { tw_tokenizer *tokenizer; const char *text; size_t length; int64_t tokens; } tokenize_bench;
+
+static bool tokenize_once(void *user) {
+    tokenize_bench *b = (tokenize_bench *)user;
+    const char *line = b->text, *end = b->text + b->length;
+    b->tokens = 0;
+    while (line < end) {
+        const char *stop = (const char *)memchr(line, '\n', (size_t)(end - line));
+        int64_t count;
+        tw_encoding e;
+        if (!stop) stop = end;
+        count = tw_tokenize(b->tokenizer, line, (size_t)(stop - line), NULL, &e);
+        if (count < 0) return false;
+        b->tokens += count;
+        line = stop + 1;
+    }
+    return true;
+}
+
+static void bench_tokenize(arguments *a) {
+    tw_context *tw = a->tw;
+    tokenize_bench b;
+    const char *path = option_text(a, "--file", NULL);
+    char *text;
+    timing t = { 0, 0 };
+    tw_json *o;
+    if (a->operands < 2 || !path) { fail(tw, TW_E_ARGUMENT, "bench tokenize: wants a MODEL folder and --file F (command line)"); return; }
+    memset(&b, 0, sizeof b);
+    b.tokenizer = tw_load_tokenizer(tw, a->operand[1]);
+    b.text = text = read_file(tw, path, &b.length);
+    if (b.tokenizer && text) t = measure(tw, tokenize_once, &b);
+    if (!tw_failed(tw)) {
+        o = bench_result(a, TW_F32, t);
+        tw_json_set_number(o, "bytes_per_second", (double)b.length / t.seconds);
+        tw_json_set_number(o, "tokens_per_second", (double)b.tokens / t.seconds);
+        print_result(a, o);
+    }
+    free(text);
+}
+
 static int run_bench(arguments *a) {
     const char *what = a->operand[0];
     tw_dtype dtype;
     if (!option_dtype(a, TW_F32, &dtype)) return status_of(a->tw);
     if (!strcmp(what, "gemm")) bench_gemm(a, dtype);
     else if (!strcmp(what, "attention")) bench_attention(a, dtype);
+    else if (!strcmp(what, "tokenize")) bench_tokenize(a);
     else if (!strcmp(what, "forward") || !strcmp(what, "generate") || !strcmp(what, "train")) bench_with_model(a, dtype, what);
-    else return wrong("bench: there is no bench named \"%.40s\" (gemm, attention, forward, generate, train)", what);
+    else return wrong("bench: there is no bench named \"%.40s\" (gemm, attention, forward, generate, train, tokenize)", what);
     return status_of(a->tw);
+}
+
+/* ---- pull: SHA-256 ------------------------------------------------------------------------------------------------- */
+
+/* FIPS 180-4.  A hub names large files by this hash of their bytes. */
+typedef struct sha256 { uint32_t state[8]; unsigned char block[64]; uint64_t length; } sha256;
+
+static uint32_t rotated(uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
+
+static void sha256_begin(sha256 *h) {
+    static const uint32_t start[8] = {                          /* fractional parts of the first primes' square roots */
+        0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19
+    };
+    memcpy(h->state, start, sizeof start);
+    h->length = 0;
+}
+
+static void sha256_block(sha256 *h, const unsigned char *b) {
+    static const uint32_t k[64] = {                             /* and of their cube roots */
+        0x428A2F98, 0x71374491, 0xB5C0FBCF, 0xE9B5DBA5, 0x3956C25B, 0x59F111F1, 0x923F82A4, 0xAB1C5ED5,
+        0xD807AA98, 0x12835B01, 0x243185BE, 0x550C7DC3, 0x72BE5D74, 0x80DEB1FE, 0x9BDC06A7, 0xC19BF174,
+        0xE49B69C1, 0xEFBE4786, 0x0FC19DC6, 0x240CA1CC, 0x2DE92C6F, 0x4A7484AA, 0x5CB0A9DC, 0x76F988DA,
+        0x983E5152, 0xA831C66D, 0xB00327C8, 0xBF597FC7, 0xC6E00BF3, 0xD5A79147, 0x06CA6351, 0x14292967,
+        0x27B70A85, 0x2E1B2138, 0x4D2C6DFC, 0x53380D13, 0x650A7354, 0x766A0ABB, 0x81C2C92E, 0x92722C85,
+        0xA2BFE8A1, 0xA81A664B, 0xC24B8B70, 0xC76C51A3, 0xD192E819, 0xD6990624, 0xF40E3585, 0x106AA070,
+        0x19A4C116, 0x1E376C08, 0x2748774C, 0x34B0BCB5, 0x391C0CB3, 0x4ED8AA4A, 0x5B9CCA4F, 0x682E6FF3,
+        0x748F82EE, 0x78A5636F, 0x84C87814, 0x8CC70208, 0x90BEFFFA, 0xA4506CEB, 0xBEF9A3F7, 0xC67178F2
+    };
+    uint32_t w[64], s[8];
+    int i;
+    for (i = 0; i < 16; i++) w[i] = (uint32_t)b[4 * i] << 24 | (uint32_t)b[4 * i + 1] << 16 | (uint32_t)b[4 * i + 2] << 8 | (uint32_t)b[4 * i + 3];
+    for (; i < 64; i++) {
+        uint32_t x = w[i - 15], y = w[i - 2];
+        w[i] = w[i - 16] + (rotated(x, 7) ^ rotated(x, 18) ^ (x >> 3)) + w[i - 7] + (rotated(y, 17) ^ rotated(y, 19) ^ (y >> 10));
+    }
+    memcpy(s, h->state, sizeof s);
+    for (i = 0; i < 64; i++) {
+        uint32_t e = s[4], a = s[0];
+        uint32_t one = s[7] + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
+        uint32_t two = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
+        memmove(s + 1, s, 7 * sizeof s[0]);
+        s[4] += one;
+        s[0] = one + two;
+    }
+    for (i = 0; i < 8; i++) h->state[i] += s[i];
+}
+
+static void sha256_add(sha256 *h, const unsigned char *bytes, size_t n) {
+    for (; n > 0; bytes++, n--) {
+        size_t at = (size_t)(h->length++ % 64);
+        if (at == 0 && n >= 64) {                               /* whole blocks where they stand */
+            sha256_block(h, bytes);
+            h->length += 63;
+            bytes += 63;
+            n -= 63;
+            continue;
+        }
+        h->block[at] = *bytes;
+        if (at == 63) sha256_block(h, h->block);
+    }
+}
+
+/* Ends with a 1 bit, zeros, and the length in bits; writes the hash as 64 digits. */
+static void sha256_end(sha256 *h, char out[65]) {
+    uint64_t bits = 8 * h->length;
+    unsigned char tail[72];
+    size_t pad = (size_t)(h->length % 64 < 56 ? 56 - h->length % 64 : 120 - h->length % 64);
+    int i;
+    memset(tail, 0, sizeof tail);
+    tail[0] = 0x80;
+    for (i = 0; i < 8; i++) tail[pad + (size_t)i] = (unsigned char)(bits >> (56 - 8 * i));
+    sha256_add(h, tail, pad + 8);
+    for (i = 0; i < 8; i++) snprintf(out + 8 * i, 9, "%08lx", (unsigned long)h->state[i]);
+}
+
+/* ---- pull: the system's curl ------------------------------------------------------------------------------------------ */
+
+static const option pull_options[] = {
+    { "--to", "DIR", TEXT, 0, 0, "the folder to bring it to" },
+    { "--endpoint", "URL", TEXT, 0, 0, "the hub to bring it from (default: HF_ENDPOINT, else https://huggingface.co)" },
+    { "--revision", "NAME", TEXT, 0, 0, "a branch, tag or commit (default: main)" }
+};
+
+/* A file of the model on the hub.  What the hub does not tell is -1 or "". */
+typedef struct hub_file { const char *name; int64_t size; char sha256[65]; } hub_file;
+
+typedef struct pull {
+    arguments  *a;
+    tw_context *tw;
+    const char *name, *revision, *folder;
+    char       *endpoint, *headers, *errors;    /* the hub, and where curl writes the answers' headers and what went wrong */
+    tw_json    *listing;                        /* the hub's list of files: siblings, or the tree */
+    tw_json    *report;                         /* for --json: the files */
+    int64_t     fetched;                        /* bytes that came over the line */
+} pull;
+
+enum { MOST_PULL_FILES = 4096, CURL_WRITE_ERROR = 23, CURL_HTTP_ERROR = 22, CURL_NO_RANGES = 33 };
+
+static int64_t size_of_file(const char *path) {
+#ifdef _WIN32
+    struct _stat64 s;
+    return _stat64(path, &s) == 0 && (s.st_mode & _S_IFREG) ? (int64_t)s.st_size : -1;
+#else
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISREG(s.st_mode) ? (int64_t)s.st_size : -1;
+#endif
+}
+
+/* Runs curl without a shell, so that no name can be taken for a command.  A token goes through a pipe: whoever lists
+   the machine's processes does not see it.  Returns curl's exit status, or -1 with an error. */
+static int run_curl(pull *p, const char *const *args) {
+    const char *token = getenv("HF_TOKEN");
+    int status = -1;
+#ifdef _WIN32
+    const char *quoted[32];
+    char *made[32];
+    int count = 0;
+    intptr_t code;
+    if (token && *token) { fail(p->tw, TW_E_UNSUPPORTED, "pull: HF_TOKEN is not used on this system (%s)", p->name); return -1; }
+    for (; args[count] && count < 31; count++) quoted[count] = made[count] = text_of(p->tw, strpbrk(args[count], " \t") ? "\"%s\"" : "%s", args[count]);
+    quoted[count] = NULL;
+    fflush(NULL);
+    code = tw_failed(p->tw) ? -1 : _spawnvp(_P_WAIT, "curl", quoted);
+    if (code < 0 && !tw_failed(p->tw)) fail(p->tw, TW_E_MISSING, "pull: the program curl cannot be started, %s (it does the downloading)", strerror(errno));
+    while (count > 0) free(made[--count]);
+    if (code >= 0) status = (int)code;
+#else
+    static char stdout_path[] = "/dev/null";
+    char *const *list = (char *const *)(uintptr_t)args;
+    posix_spawn_file_actions_t actions;
+    pid_t child = 0;
+    int ends[2], error = 0, ended = 0;
+    if (pipe(ends) != 0) { fail(p->tw, TW_E_FILE, "pull: no pipe to curl, %s (%s)", strerror(errno), p->name); return -1; }
+    if (token && *token) {                                      /* fits into any pipe: it is checked in run_pull */
+        char line[600];
+        int n = snprintf(line, sizeof line, "header = \"Authorization: Bearer %.512s\"\n", token);
+        if (write(ends[1], line, (size_t)n) != n) error = EIO;
+    }
+    close(ends[1]);
+    if (!error) error = posix_spawn_file_actions_init(&actions);
+    if (!error) {
+        posix_spawn_file_actions_adddup2(&actions, ends[0], 0);
+        posix_spawn_file_actions_addopen(&actions, 1, stdout_path, O_WRONLY, 0);
+        error = posix_spawnp(&child, "curl", &actions, NULL, list, environ);
+        posix_spawn_file_actions_destroy(&actions);
+    }
+    close(ends[0]);
+    if (error) { fail(p->tw, TW_E_MISSING, "pull: the program curl cannot be started, %s (it does the downloading)", strerror(error)); return -1; }
+    while (waitpid(child, &ended, 0) < 0 && errno == EINTR) continue;
+    status = WIFEXITED(ended) ? WEXITSTATUS(ended) : 128;
+    if (status == 127) { fail(p->tw, TW_E_MISSING, "pull: the program curl is not there (it does the downloading)"); status = -1; }
+#endif
+    return status;
+}
+
+/* The last answer's status, and of all answers (a redirect's too) what the hub says of the file. */
+static int read_headers(pull *p, hub_file *file) {
+    size_t length = 0;
+    char *text = file_exists(p->headers) ? read_file(p->tw, p->headers, &length) : NULL, *line = text, *next;
+    int status = 0;
+    for (; line && *line; line = next) {
+        char *value = strchr(line, ':');
+        size_t n = strcspn(line, "\r\n"), i;
+        next = line + n + strspn(line + n, "\r\n");
+        line[n] = 0;
+        if (!strncmp(line, "HTTP/", 5)) { status = strchr(line, ' ') ? atoi(strchr(line, ' ')) : 0; continue; }
+        if (!value || !file) continue;
+        for (i = 0; line + i < value; i++) line[i] = (char)tolower((unsigned char)line[i]);
+        *value++ = 0;
+        value += strspn(value, " \t\"");
+        if (!strcmp(line, "x-linked-size") && file->size < 0) file->size = (int64_t)strtoll(value, NULL, 10);
+        if (!strcmp(line, "x-linked-etag") && !file->sha256[0] && strspn(value, "0123456789abcdef") == 64) { memcpy(file->sha256, value, 64); file->sha256[64] = 0; }
+    }
+    free(text);
+    return status;
+}
+
+/* What curl said, without its own name in front. */
+static void curl_failed(pull *p, int code, int status, const char *url) {
+    size_t length = 0;
+    char *text = file_exists(p->errors) ? read_file(p->tw, p->errors, &length) : NULL, *said = text ? text : NULL;
+    if (said && !strncmp(said, "curl: ", 6)) said += 6;
+    if (said && *said == '(') said = strchr(said, ')') ? strchr(said, ')') + 1 : said;
+    if (said) { said += strspn(said, " "); said[strcspn(said, "\r\n")] = 0; }
+    if (code == CURL_HTTP_ERROR && status == 401) fail(p->tw, TW_E_MISSING, "%s: the hub lets nobody in (401): there is no such model, or it wants a token in HF_TOKEN (%s)", p->name, url);
+    else if (code == CURL_HTTP_ERROR && status == 403) fail(p->tw, TW_E_MISSING, "%s: the hub refuses it (403): the model's terms may have to be accepted there, or the token in HF_TOKEN does not reach it (%s)", p->name, url);
+    else if (code == CURL_HTTP_ERROR && status == 404) fail(p->tw, TW_E_MISSING, "%s: the hub has no such model, revision or file (404) (%s)", p->name, url);
+    else if (code == CURL_HTTP_ERROR && status) fail(p->tw, TW_E_FILE, "%s: the hub answers with status %d (%s)", p->name, status, url);
+    else fail(p->tw, TW_E_FILE, "%s: curl: %s (%s, curl's exit status %d)", p->name, said && *said ? said : "it failed", url, code);
+    free(text);
+}
+
+/* One try.  `part` is gone on with where something of it is there.  curl's exit status, -1 with an error. */
+static int try_fetch(pull *p, const char *url, const char *part, hub_file *file, int *status) {
+    const char *args[32];
+    int n = 0, code;
+    bool secure = !strncmp(p->endpoint, "https:", 6), watched = false;
+#ifndef _WIN32
+    watched = file && isatty(2);
+#endif
+    args[n++] = "curl";
+    args[n++] = watched ? "--progress-bar" : "--silent";
+    args[n++] = "--show-error";
+    if (!watched) { args[n++] = "--stderr"; args[n++] = p->errors; }
+    args[n++] = "--fail"; args[n++] = "--location"; args[n++] = "--globoff";
+    args[n++] = "--max-redirs"; args[n++] = "10";
+    args[n++] = "--proto"; args[n++] = "=http,https";
+    args[n++] = "--proto-redir"; args[n++] = secure ? "=https" : "=http,https";
+    args[n++] = "--connect-timeout"; args[n++] = "30";
+    args[n++] = "--speed-limit"; args[n++] = "1";                /* less than a byte a second, for a minute: broken */
+    args[n++] = "--speed-time"; args[n++] = "60";
+    args[n++] = "--dump-header"; args[n++] = p->headers;
+    args[n++] = "--output"; args[n++] = part;
+    if (size_of_file(part) > 0) { args[n++] = "--continue-at"; args[n++] = "-"; }
+#ifndef _WIN32
+    if (getenv("HF_TOKEN")) { args[n++] = "--config"; args[n++] = "-"; }
+#endif
+    args[n++] = "--url"; args[n++] = url;
+    args[n] = NULL;
+    remove(p->headers);
+    remove(p->errors);
+    code = run_curl(p, args);
+    *status = code < 0 ? 0 : read_headers(p, file);
+    return code;
+}
+
+/* Fetches to the end: as long as a try brings something, and twice more.  False with an error. */
+static bool fetch(pull *p, const char *url, const char *part, hub_file *file) {
+    int idle = 0, status, code;
+    while (idle < 3 && !tw_failed(p->tw)) {
+        int64_t before = size_of_file(part), after;
+        code = try_fetch(p, url, part, file, &status);
+        if (code < 0) return false;
+        after = size_of_file(part);
+        if (before < 0) before = 0;
+        if (after > before && file) p->fetched += after - before;
+        if (code == 0) return true;
+        if (before > 0 && (code == CURL_NO_RANGES || (code == CURL_HTTP_ERROR && status == 416))) {   /* what is there is no use */
+            remove(part);
+            idle++;
+            continue;
+        }
+        idle = after > before ? 0 : idle + 1;
+        /* broken off, nothing sent, an error on the way, a hub that is busy: worth another try */
+        if (code != 18 && code != 52 && code != 55 && code != 56 && code != 92 && !(code == CURL_HTTP_ERROR && (status >= 500 || status == 429))) idle = 3;
+        if (idle == 3) curl_failed(p, code, status, url);
+    }
+    if (!tw_failed(p->tw)) fail(p->tw, TW_E_FILE, "%s: the hub does not send the rest of it (%s)", p->name, url);
+    return false;
+}
+
+/* ---- pull: which files ---------------------------------------------------------------------------------------------------- */
+
+/* Does a name stay inside the folder?  plain: and in no folder below it. */
+static bool stays_inside(const char *name, bool plain) {
+    const char *s = name;
+    if (!*s || *s == '/') return false;
+    for (;;) {
+        size_t n = strcspn(s, "/");
+        if (n == 0 || (n == 1 && *s == '.') || (n == 2 && s[0] == '.' && s[1] == '.')) return false;
+        if (!s[n]) break;
+        if (plain) return false;
+        s += n + 1;
+    }
+    for (s = name; *s; s++) if (*s == '\\' || *s == ':' || (unsigned char)*s < 0x20 || *s == 0x7F) return false;
+    return true;
+}
+
+/* A model's name: owner/name or name, of letters, digits, '-', '_' and '.'. */
+static bool is_model_name(const char *name) {
+    const char *slash = strchr(name, '/');
+    if (!stays_inside(name, false) || (slash && strchr(slash + 1, '/')) || *name == '-' || strlen(name) > 200) return false;
+    return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./") == strlen(name);
+}
+
+/* Anything as a part of a URL: %41 for A where it is no letter, digit, '-', '_' or '.'; to be freed. */
+static char *url_part(tw_context *tw, const char *text) {
+    char *out = (char *)allocate(tw, strlen(text) + 1, 3), *o = out;
+    for (; out && *text; text++) {
+        if (isalnum((unsigned char)*text) || strchr("-_.", *text)) *o++ = *text;
+        else o += sprintf(o, "%%%02X", (unsigned char)*text);
+    }
+    if (out) *o = 0;
+    return out;
+}
+
+static const char *listed_name(const tw_json *entry) { return tw_json_string(tw_json_get(entry, "rfilename"), tw_json_string(tw_json_get(entry, "path"), "")); }
+
+/* Finds a file in the hub's list, with its size and hash where they are told. */
+static bool find_listed(const pull *p, const char *name, hub_file *file) {
+    int64_t i;
+    memset(file, 0, sizeof *file);
+    file->size = -1;
+    for (i = 0; i < tw_json_count(p->listing); i++) {
+        const tw_json *entry = tw_json_at(p->listing, i), *large = tw_json_get(entry, "lfs");
+        const char *hash = tw_json_string(tw_json_get(large, "sha256"), tw_json_string(tw_json_get(large, "oid"), ""));
+        if (strcmp(listed_name(entry), name) != 0 || !strcmp(tw_json_string(tw_json_get(entry, "type"), ""), "directory")) continue;
+        file->name = name;
+        file->size = tw_json_int(tw_json_get(large, "size"), tw_json_int(tw_json_get(entry, "size"), -1));
+        if (!strncmp(hash, "sha256:", 7)) hash += 7;
+        if (strlen(hash) == 64) memcpy(file->sha256, hash, 65);
+        return true;
+    }
+    return false;
+}
+
+/* Fetches a JSON document of the hub's API.  NULL with an error; quiet: without one where it is not there. */
+static tw_json *fetch_json(pull *p, const char *url, bool quiet) {
+    char *path = path_in(p->tw, p->folder, ".pull-listing.part");
+    tw_json *json = NULL;
+    int status = 0, code;
+    if (!path) return NULL;
+    remove(path);
+    if (quiet) {
+        code = try_fetch(p, url, path, NULL, &status);
+        if (code == 0) json = tw_json_load(p->tw, path);
+    } else if (fetch(p, url, path, NULL)) {
+        json = tw_json_load(p->tw, path);
+    }
+    remove(path);
+    free(path);
+    return json;
+}
+
+/* The list of the model's files: /api/models/NAME has them, with sizes and hashes for ?blobs=true; a hub that leaves
+   those out is asked for /tree/REVISION, too. */
+static bool fetch_listing(pull *p) {
+    char *revision = url_part(p->tw, p->revision), *url = NULL;
+    tw_json *model = NULL, *tree = NULL;
+    int64_t i;
+    bool sized = true;
+    if (revision && option_given(p->a, "--revision")) url = text_of(p->tw, "%s/api/models/%s/revision/%s?blobs=true", p->endpoint, p->name, revision);
+    else if (revision) url = text_of(p->tw, "%s/api/models/%s?blobs=true", p->endpoint, p->name);
+    if (url) model = fetch_json(p, url, false);
+    if (model && tw_json_type(tw_json_get(model, "siblings")) != TW_JSON_ARRAY) fail(p->tw, TW_E_FORMAT, "%s: the hub's answer has no list of files (%s)", p->name, url);
+    free(url);
+    url = NULL;
+    if (!tw_failed(p->tw)) {
+        p->listing = tw_json_array(p->tw);
+        for (i = 0; i < tw_json_count(tw_json_get(model, "siblings")); i++) {
+            const tw_json *entry = tw_json_at(tw_json_get(model, "siblings"), i);
+            if (tw_json_int(tw_json_get(entry, "size"), -1) < 0) sized = false;
+            tw_json_push_copy(p->listing, entry);
+        }
+        if (!sized) url = text_of(p->tw, "%s/api/models/%s/tree/%s", p->endpoint, p->name, revision);
+        if (url) tree = fetch_json(p, url, true);
+        if (tw_json_type(tree) == TW_JSON_ARRAY && tw_json_count(tree) > 0) { tw_json_free(p->listing); p->listing = tree; tree = NULL; }
+    }
+    for (i = 0; !tw_failed(p->tw) && i < tw_json_count(p->listing); i++)
+        if (!stays_inside(listed_name(tw_json_at(p->listing, i)), false))
+            fail(p->tw, TW_E_FORMAT, "%s: the hub lists \"%.200s\", a name that leaves the folder", p->name, listed_name(tw_json_at(p->listing, i)));
+    free(revision);
+    free(url);
+    tw_json_free(model);
+    tw_json_free(tree);
+    return !tw_failed(p->tw);
+}
+
+/* ---- pull: bringing them ---------------------------------------------------------------------------------------------------- */
+
+static bool hash_of_file(pull *p, const char *path, char out[65]) {
+    unsigned char *buffer = (unsigned char *)allocate(p->tw, 1 << 16, 1);
+    FILE *f = fopen(path, "rb");
+    sha256 h;
+    size_t n;
+    bool whole;
+    sha256_begin(&h);
+    while (f && buffer && (n = fread(buffer, 1, 1 << 16, f)) > 0) sha256_add(&h, buffer, n);
+    whole = f && buffer && !ferror(f);
+    if (f) fclose(f);
+    free(buffer);
+    sha256_end(&h, out);
+    return whole;
+}
+
+/* Why a file is not the one on the hub; "" when it is, as far as the hub tells. */
+static const char *what_is_wrong(pull *p, const char *path, const hub_file *file) {
+    char hash[65];
+    if (file->size >= 0 && size_of_file(path) != file->size) return "its size is not what the hub says";
+    if (file->sha256[0] && (!hash_of_file(p, path, hash) || strcmp(hash, file->sha256) != 0)) return "its SHA-256 is not what the hub says";
+    return "";
+}
+
+static void report_file(pull *p, const hub_file *file, const char *path, bool fetched) {
+    tw_json *entry;
+    if (!option_given(p->a, "--json")) { printf("%-32s %12lld bytes%s\n", file->name, (long long)size_of_file(path), fetched ? "" : ", was there"); fflush(stdout); return; }
+    entry = tw_json_push_object(p->report);
+    tw_json_set_string(entry, "name", file->name);
+    tw_json_set_int(entry, "bytes", size_of_file(path));
+    tw_json_set_bool(entry, "fetched", fetched);
+}
+
+static bool replace_file(const char *from, const char *to) {
+#ifdef _WIN32
+    remove(to);
+#endif
+    return rename(from, to) == 0;
+}
+
+/* Brings one file, unless it is there: into NAME.part, which a later run goes on with, and renamed when it is right. */
+static bool bring(pull *p, hub_file file) {
+    char *path = path_in(p->tw, p->folder, file.name), *part = path ? text_of(p->tw, "%s.part", path) : NULL;
+    char *quoted = url_part(p->tw, file.name), *revision = url_part(p->tw, p->revision), *url = NULL;
+    bool there, resumed;
+    if (part && quoted && revision) url = text_of(p->tw, "%s/%s/resolve/%s/%s", p->endpoint, p->name, revision, quoted);
+    there = url && size_of_file(path) >= 0 && !*what_is_wrong(p, path, &file);
+    if (url && !there) {
+        const char *wrong_with;
+        if (file.size >= 0 && size_of_file(part) > file.size) remove(part);
+        resumed = size_of_file(part) > 0;
+        for (;;) {
+            bool whole = file.size >= 0 && size_of_file(part) == file.size;
+            if (!whole && !fetch(p, url, part, &file)) break;
+            if (size_of_file(part) < 0) { FILE *empty = fopen(part, "wb"); if (empty) fclose(empty); }      /* curl makes no file of no bytes */
+            wrong_with = what_is_wrong(p, part, &file);
+            if (*wrong_with) {
+                remove(part);
+                if (resumed) { resumed = false; continue; }     /* it began as another version of the file: from the start */
+                fail(p->tw, TW_E_FORMAT, "%s: %s, so it was thrown away (%s)", file.name, wrong_with, url);
+            } else if (!replace_file(part, path)) {
+                fail(p->tw, TW_E_FILE, "%s: it cannot be renamed to it, %s (%s)", part, strerror(errno), path);
+            }
+            break;
+        }
+    }
+    if (!tw_failed(p->tw)) report_file(p, &file, path, !there);
+    free(path);
+    free(part);
+    free(quoted);
+    free(revision);
+    free(url);
+    return !tw_failed(p->tw);
+}
+
+static bool bring_if_listed(pull *p, const char *name) {
+    hub_file file;
+    return !find_listed(p, name, &file) || bring(p, file);
+}
+
+/* The shards that an index names, each once. */
+static bool bring_shards(pull *p, const char *index_name) {
+    char *path = path_in(p->tw, p->folder, index_name);
+    tw_json *index = path ? tw_json_load(p->tw, path) : NULL, *seen = index ? tw_json_object(p->tw) : NULL;
+    const tw_json *map = tw_json_get(index, "weight_map");
+    hub_file file;
+    int64_t i;
+    if (index && (tw_json_type(map) != TW_JSON_OBJECT || tw_json_count(map) == 0)) fail(p->tw, TW_E_FORMAT, "%s: it has no weight_map with names of files (%s)", index_name, path);
+    for (i = 0; !tw_failed(p->tw) && i < tw_json_count(map); i++) {
+        const char *name = tw_json_string(tw_json_at(map, i), "");
+        if (tw_json_get(seen, name)) continue;
+        if (!stays_inside(name, true)) fail(p->tw, TW_E_FORMAT, "%s: \"%.200s\" is not the name of a file in the same folder (%s)", index_name, name, path);
+        else if (!find_listed(p, name, &file)) fail(p->tw, TW_E_MISSING, "%s: the hub does not list the shard %.200s (%s)", index_name, name, path);
+        else if (tw_json_set_null(seen, name)) bring(p, file);
+    }
+    free(path);
+    tw_json_free(index);
+    tw_json_free(seen);
+    return !tw_failed(p->tw);
+}
+
+/* The first form of the weights that the hub has, in the order in which a model is opened. */
+static bool bring_weights(pull *p) {
+    static const struct { const char *name; bool index; } forms[] = {
+        { "model.safetensors", false }, { "model.safetensors.index.json", true }, { "pytorch_model.bin", false }, { "pytorch_model.bin.index.json", true }
+    };
+    hub_file file;
+    size_t i;
+    for (i = 0; i < COUNT(forms); i++)
+        if (find_listed(p, forms[i].name, &file)) return bring(p, file) && (!forms[i].index || bring_shards(p, forms[i].name));
+    fail(p->tw, TW_E_MISSING, "%s: the hub has no weights of it that can be opened here (model.safetensors, pytorch_model.bin)", p->name);
+    return false;
+}
+
+static void bring_model(pull *p) {
+    static const char *const others[] = {
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+        "merges.txt", "spiece.model", "cog-pretrain.model", "sentencepiece.model", "sentencepiece.bpe.model", "tokenizer.model"
+    };
+    hub_file config;
+    size_t i;
+    if (!fetch_listing(p)) return;
+    if (!find_listed(p, "config.json", &config)) { fail(p->tw, TW_E_MISSING, "%s: the hub has no config.json of it, so it is no model of this kind (%s)", p->name, p->endpoint); return; }
+    if (!bring(p, config)) return;
+    for (i = 0; i < COUNT(others); i++) if (!bring_if_listed(p, others[i])) return;
+    bring_weights(p);
+}
+
+static int run_pull(arguments *a) {
+    const char *endpoint = option_text(a, "--endpoint", getenv("HF_ENDPOINT") ? getenv("HF_ENDPOINT") : ""), *token = getenv("HF_TOKEN");
+    tw_json *result = NULL;
+    size_t length;
+    bool made;
+    pull p;
+    memset(&p, 0, sizeof p);
+    p.a = a;
+    p.tw = a->tw;
+    p.name = a->operand[0];
+    p.folder = option_text(a, "--to", "");
+    p.revision = option_text(a, "--revision", "main");
+    if (!*endpoint) endpoint = "https://huggingface.co";
+    if (!*p.folder) return wrong("pull: wants --to DIR (see twinkle pull --help)");
+    if (!is_model_name(p.name)) return wrong("pull: \"%.80s\" is no model's name, such as gpt2 or google/mt5-small (command line)", p.name);
+    if (!stays_inside(p.revision, false) || *p.revision == '-') return wrong("--revision: \"%.80s\" is no revision's name (command line)", p.revision);
+    for (length = 0; (unsigned char)endpoint[length] > 0x20 && endpoint[length] != '"' && endpoint[length] != 0x7F; length++) continue;
+    if (endpoint[length] || (strncmp(endpoint, "http://", 7) != 0 && strncmp(endpoint, "https://", 8) != 0))
+        return wrong("--endpoint: \"%.80s\" is no URL that begins with https:// or http:// (command line)", endpoint);
+    if (token && (strlen(token) > 512 || strspn(token, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.~+/=") != strlen(token)))
+        return failure("HF_TOKEN: it has characters that no token has (environment)");
+    while (length > 8 && endpoint[length - 1] == '/') length--;
+    p.endpoint = text_of(p.tw, "%.*s", (int)length, endpoint);
+    p.headers = path_in(p.tw, p.folder, ".pull-headers");
+    p.errors = path_in(p.tw, p.folder, ".pull-errors");
+    if (option_given(a, "--json")) {
+        result = tw_json_object(p.tw);
+        tw_json_set_string(result, "name", p.name);
+        tw_json_set_string(result, "revision", p.revision);
+        tw_json_set_string(result, "folder", p.folder);
+        p.report = tw_json_set_array(result, "files");
+    }
+    made = !file_exists(p.folder);
+    if (!tw_failed(p.tw) && tw_make_folders(p.tw, p.folder)) bring_model(&p);
+    if (p.headers) remove(p.headers);
+    if (p.errors) remove(p.errors);
+    if (tw_failed(p.tw) && made) remove_if_empty(p.folder);
+    else if (!tw_failed(p.tw) && !result) printf("%lld bytes fetched (%s)\n", (long long)p.fetched, p.folder);
+    if (result) tw_json_set_int(result, "fetched_bytes", p.fetched);
+    if (result && !tw_failed(p.tw)) print_json(p.tw, result); else tw_json_free(result);
+    tw_json_free(p.listing);
+    free(p.endpoint);
+    free(p.headers);
+    free(p.errors);
+    return status_of(p.tw);
 }
 
 /* ---- commands ---------------------------------------------------------------------------------------------------- */
 
-static const option pull_options[] = {
-    { "--to", "DIR", TEXT, 0, 0, "the folder to bring it to" },
-    { "--endpoint", "URL", TEXT, 0, 0, "the hub to bring it from" }
-};
 static const option start_options[] = {
     { "--runs", "DIR", TEXT, 0, 0, "the folder with the runs" },
     { "--port", "N", WHOLE, 1, 65535, "the port to listen on" }
@@ -1980,10 +2562,13 @@ static const command commands[] = {
       "Example:\n  twinkle eval runs/mine --data test.txt --block-size 256\n" },
     { "convert", "SRC DST", 2, 2, "writes a model with weights of another dtype", OPTIONS(convert_options), run_convert,
       "Example:\n  twinkle convert gpt2 gpt2-bf16 --dtype bf16\n" },
-    { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL", OPTIONS(bench_options), run_bench,
+    { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL, tokenize MODEL", OPTIONS(bench_options), run_bench,
       "MODEL is a folder, or gpt2: that size with random weights.  Seconds are the median of several runs after a warm-up.\n"
       "Examples:\n  twinkle bench gemm --m 256 --n 3072 --k 768 --trans-b\n  twinkle bench train gpt2 --batch 4 --seq 64 --threads 2\n" },
-    { "pull", "NAME", 0, 1, "brings a model from a hub (not in this version)", OPTIONS(pull_options), run_later, NULL },
+    { "pull", "NAME", 1, 1, "brings a model from a hub, through the system's curl", OPTIONS(pull_options), run_pull,
+      "Brings config.json, the weights and the tokenizer's files.  What is there and right is not fetched again, and what broke off is\n"
+      "gone on with.  HF_TOKEN in the environment is sent along, for models that are not open to all.\n"
+      "Example:\n  twinkle pull openai-community/gpt2 --to gpt2\n" },
     { "start", "", 0, 0, "the board: a local page of the runs (not in this version)", OPTIONS(start_options), run_later, NULL }
 };
 
