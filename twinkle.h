@@ -464,6 +464,7 @@ typedef struct tw_attention_desc {
     float      scale;            /* usually 1 / sqrt(D); 0 means just that */
     bool       causal;           /* query i sees keys 0 ... query_start + i */
     int64_t    query_start;      /* where query 0 stands among the keys: Tk - Tq with a cache */
+    tw_tensor *prefix;           /* I32 [B or 1]: with causal, every query sees keys 0 ... prefix - 1 too; or NULL */
     tw_tensor *key_mask;         /* I32 [B, Tk], 0 hides a key; or NULL */
     tw_tensor *mask;             /* I32 [B or 1, Tq, Tk], 0 hides; or NULL */
     tw_tensor *bias;             /* F32 [B or 1, H or 1, Tq, Tk], added to the scores, has a gradient; or NULL */
@@ -649,6 +650,51 @@ typedef struct tw_bert_input {                          /* what a block reads be
 
 /* inputs[0] is x [B, T, C], inputs[1] the encoder's hidden states [B, Te, C] or missing; `how` is a tw_bert_input. */
 TWDEF tw_tensor *tw_bert_block_forward(void *how, tw_tensor *const *inputs);
+
+/* GLM's block (Du et al. 2022): GPT-2's with weights [out, in], whose attention may also read memories: what came into
+   the same block for earlier tokens (Dai et al. 2019). */
+typedef struct tw_glm_block {
+    tw_layer_norm input_layernorm, post_attention_layernorm;
+    tw_linear     query_key_value, dense;               /* q, k and v as thirds of one product */
+    tw_linear     dense_h_to_4h, dense_4h_to_h;
+    int64_t       heads, layer;
+    float         attention_dropout, output_dropout;
+} tw_glm_block;
+
+typedef struct tw_glm_input {
+    const tw_glm_block *block;
+    const tw_pass      *pass;
+    bool                has_memory;                     /* inputs[1] is there */
+    tw_tensor          *prefix;                         /* I32 [B or 1]: so many keys (memories among them) every query sees; or NULL */
+    tw_tensor          *key_mask;                       /* I32 [B, M + T], or NULL */
+    tw_tensor          *mask;                           /* I32 [B or 1, T, M + T] in place of the causal order, or NULL */
+} tw_glm_input;
+
+/* inputs[0] is x [B, T, C], inputs[1] memories [B, M, C]; `how` is a tw_glm_input. */
+TWDEF tw_tensor *tw_glm_block_forward(void *how, tw_tensor *const *inputs);
+
+/* The block of GLM-4 and its kin: RMS norms, rotary positions, grouped heads, and an MLP with a gate (Shazeer 2020):
+   x + attention(norm x), then x + down(act(gate) up) of norm x; where has_post_norms, each part is normed again before
+   it is added. */
+typedef struct tw_rotary_block {
+    tw_rms_norm   input_layernorm, post_attention_layernorm, post_self_attn_layernorm, post_mlp_layernorm;
+    tw_linear     q_proj, k_proj, v_proj, o_proj;
+    tw_linear     gate_up_proj, down_proj;              /* one product for both: the gate first */
+    tw_activation activation;
+    int64_t       heads, kv_heads, head_dim, rotary_dim, layer;
+    float         theta, attention_dropout;
+    bool          has_post_norms;
+} tw_rotary_block;
+
+typedef struct tw_rotary_input {
+    const tw_rotary_block *block;
+    const tw_pass         *pass;
+    tw_tensor             *positions;                   /* I32 [B, T] */
+    tw_tensor             *key_mask;                    /* I32 [B, Tk], or NULL */
+} tw_rotary_input;
+
+/* inputs[0] is x [B, T, C]; `how` is a tw_rotary_input. */
+TWDEF tw_tensor *tw_rotary_block_forward(void *how, tw_tensor *const *inputs);
 
 /* ==== [tw:07] models =========================================================================
 
@@ -5260,9 +5306,18 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
     a.out_batch = (ptrdiff_t)y->stride[0]; a.out_row = (ptrdiff_t)y->stride[1]; a.out_head = (ptrdiff_t)y->stride[2];
     inputs[0] = q; inputs[1] = k; inputs[2] = v; inputs[3] = how ? how->bias : NULL;
     if (how) {
-        const tw_tensor *mask = how->mask, *key_mask = how->key_mask, *bias = how->bias;
+        const tw_tensor *mask = how->mask, *key_mask = how->key_mask, *bias = how->bias, *prefix = how->prefix;
         a.causal = how->causal;
         a.query_start = (ptrdiff_t)how->query_start;
+        if (prefix) {
+            if (!twi_is_i32(prefix, tw, "attention")) return NULL;
+            if (prefix->rank != 1 || (prefix->shape[0] != 1 && prefix->shape[0] != q->shape[0])) {
+                twi_fail(tw, TW_E_SHAPE, "attention: prefixes of shape %s are not one for each of %lld rows", TWI_SHAPE(prefix), (long long)q->shape[0]);
+                return NULL;
+            }
+            a.prefix = (const int32_t *)prefix->data;
+            a.prefix_batch = prefix->shape[0] == 1 ? 0 : 1;
+        }
         if (key_mask) {
             if (!twi_is_i32(key_mask, tw, "attention")) return NULL;
             if (key_mask->rank != 2 || key_mask->shape[0] != q->shape[0] || key_mask->shape[1] != k->shape[1]) {
@@ -6329,26 +6384,34 @@ static tw_tensor *twi_heads(tw_tensor *x, int64_t start, int64_t heads, int64_t 
 /* [B, T, H, D] -> [B, T, H D] */
 static tw_tensor *twi_merge_heads(tw_tensor *x) { return x ? tw_reshape(x, tw_shape3(x->shape[0], x->shape[1], x->shape[2] * x->shape[3])) : NULL; }
 
+/* Causal self-attention of the last `tokens` of qkv [B, M + T, 3 H D], where q, k and v are thirds; M earlier ones, and
+   those in the cache, are read too.  -> [B, T, H D] */
+static tw_tensor *twi_fused_attention(tw_tensor *qkv, int64_t tokens, int64_t heads, int64_t layer, tw_cache *cache, tw_attention_desc *how) {
+    int64_t width = tw_dim(qkv, -1) / 3, head_dim = width / heads;
+    tw_tensor *q, *k, *v;
+    if (!qkv) return NULL;
+    how->query_start = qkv->shape[1] - tokens;
+    q = twi_heads(how->query_start > 0 ? tw_slice(qkv, 1, how->query_start, tokens) : qkv, 0, heads, head_dim);
+    k = twi_heads(qkv, width, heads, head_dim);
+    v = twi_heads(qkv, 2 * width, heads, head_dim);
+    if (cache) {
+        how->query_start += cache->length;
+        if (!twi_cache_append(cache, layer, &k, &v)) return NULL;
+    }
+    return twi_merge_heads(tw_attention(q, k, v, how));
+}
+
 static tw_tensor *twi_gpt2_attention(const tw_gpt2_input *in, tw_tensor *x) {
     const tw_gpt2_block *b = in->block;
-    tw_cache *cache = in->pass ? in->pass->cache : NULL;
     tw_attention_desc how;
-    tw_tensor *qkv = tw_linear_forward(&b->c_attn, tw_layer_norm_forward(&b->ln_1, x)), *q, *k, *v;
-    int64_t width = tw_dim(x, -1), head_dim = width / b->heads;
-    if (!qkv) return NULL;
-    q = twi_heads(qkv, 0, b->heads, head_dim);
-    k = twi_heads(qkv, width, b->heads, head_dim);
-    v = twi_heads(qkv, 2 * width, b->heads, head_dim);
+    tw_tensor *qkv = tw_linear_forward(&b->c_attn, tw_layer_norm_forward(&b->ln_1, x));
     memset(&how, 0, sizeof how);
     how.causal = true;
     how.scale = b->scale;
     how.dropout = b->attn_dropout;
     how.key_mask = in->key_mask;
-    if (cache) {
-        how.query_start = cache->length;
-        if (!twi_cache_append(cache, b->layer, &k, &v)) return NULL;
-    }
-    return tw_linear_residual(&b->c_proj, twi_merge_heads(tw_attention(q, k, v, &how)), x, b->resid_dropout);
+    return tw_linear_residual(&b->c_proj, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, &how), x,
+                              b->resid_dropout);
 }
 
 static tw_tensor *twi_gpt2_cross_attention(const tw_gpt2_input *in, tw_tensor *x, tw_tensor *encoder) {
@@ -6414,6 +6477,74 @@ TWDEF tw_tensor *tw_bert_block_forward(void *how, tw_tensor *const *inputs) {
     return tw_layer_norm_forward(&b->norm, tw_linear_residual(&b->output, h, x, b->hidden_dropout));
 }
 
+/* -- GLM ----------------------------------------------------------------------------------------------------------------- */
+
+static tw_tensor *twi_glm_attention(const tw_glm_input *in, tw_tensor *x, tw_tensor *memory) {
+    const tw_glm_block *b = in->block;
+    tw_attention_desc how;
+    tw_tensor *both[2], *qkv;
+    both[0] = memory;
+    both[1] = x;
+    qkv = tw_linear_forward(&b->query_key_value, tw_layer_norm_forward(&b->input_layernorm, memory ? tw_concat(both, 2, 1) : x));
+    memset(&how, 0, sizeof how);                            /* attention_scale > 1 divides and multiplies again: for 16-bit numbers, not for ours */
+    how.causal = !in->mask;
+    how.prefix = in->prefix;
+    how.key_mask = in->key_mask;
+    how.mask = in->mask;
+    how.dropout = b->attention_dropout;
+    return tw_linear_residual(&b->dense, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, &how), x,
+                              b->output_dropout);
+}
+
+TWDEF tw_tensor *tw_glm_block_forward(void *how, tw_tensor *const *inputs) {
+    const tw_glm_input *in = (const tw_glm_input *)how;
+    const tw_glm_block *b = in->block;
+    tw_tensor *x = twi_glm_attention(in, inputs[0], in->has_memory ? inputs[1] : NULL), *h;
+    if (!x) return NULL;
+    h = tw_linear_activate(&b->dense_h_to_4h, tw_layer_norm_forward(&b->post_attention_layernorm, x), TW_ACT_GELU_TANH);
+    return tw_linear_residual(&b->dense_4h_to_h, h, x, b->output_dropout);
+}
+
+/* -- GLM-4 --------------------------------------------------------------------------------------------------------------- */
+
+/* x + part(h), where part's result is normed first if the block says so */
+static tw_tensor *twi_rotary_add(const tw_rotary_block *b, const tw_linear *part, const tw_rms_norm *norm, tw_tensor *h, tw_tensor *x) {
+    if (!b->has_post_norms) return tw_linear_residual(part, h, x, 0);
+    return tw_add(x, tw_rms_norm_forward(norm, tw_linear_forward(part, h)));
+}
+static tw_tensor *twi_rotary_heads(const tw_rotary_input *in, const tw_linear *layer, tw_tensor *x, int64_t heads, bool turn) {
+    tw_tensor *y = tw_linear_forward(layer, x);
+    if (y) y = twi_heads(y, 0, heads, in->block->head_dim);
+    return y && turn ? tw_rope(y, in->positions, in->block->rotary_dim, true, in->block->theta) : y;
+}
+
+TWDEF tw_tensor *tw_rotary_block_forward(void *how, tw_tensor *const *inputs) {
+    const tw_rotary_input *in = (const tw_rotary_input *)how;
+    const tw_rotary_block *b = in->block;
+    tw_cache *cache = in->pass ? in->pass->cache : NULL;
+    tw_attention_desc attend;
+    tw_tensor *x = inputs[0], *h = tw_rms_norm_forward(&b->input_layernorm, x), *q, *k, *v, *gate, *up;
+    int64_t inner;
+    q = twi_rotary_heads(in, &b->q_proj, h, b->heads, true);
+    k = twi_rotary_heads(in, &b->k_proj, h, b->kv_heads, true);
+    v = twi_rotary_heads(in, &b->v_proj, h, b->kv_heads, false);
+    memset(&attend, 0, sizeof attend);
+    attend.causal = true;
+    attend.dropout = b->attention_dropout;
+    attend.key_mask = in->key_mask;
+    if (cache) {
+        attend.query_start = cache->length;
+        if (!twi_cache_append(cache, b->layer, &k, &v)) return NULL;
+    }
+    x = twi_rotary_add(b, &b->o_proj, &b->post_self_attn_layernorm, twi_merge_heads(tw_attention(q, k, v, &attend)), x);
+    h = tw_linear_forward(&b->gate_up_proj, tw_rms_norm_forward(&b->post_attention_layernorm, x));
+    if (!h) return NULL;
+    inner = tw_dim(h, -1) / 2;
+    gate = tw_activate(tw_slice(h, -1, 0, inner), b->activation);
+    up = tw_slice(h, -1, inner, inner);
+    return twi_rotary_add(b, &b->down_proj, &b->post_mlp_layernorm, tw_mul(gate, up), x);
+}
+
 /* ==== [tw:07] models: implementation ========================================================= */
 
 TWDEF tw_tensor *tw_batch_get(const tw_batch *batch, const char *name) {
@@ -6453,7 +6584,8 @@ static bool twi_numbered_output(tw_outputs *out, const char *name, int64_t numbe
 typedef enum twi_head {
     TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE,
     TWI_HEAD_MASKED, TWI_HEAD_PRETRAINING, TWI_HEAD_NEXT, TWI_HEAD_CHOICE,                         /* BERT */
-    TWI_HEAD_UNILM, TWI_HEAD_POOLED, TWI_HEAD_TAGS, TWI_HEAD_CRF, TWI_HEAD_POINTER                 /* FlagAI's BERT */
+    TWI_HEAD_UNILM, TWI_HEAD_POOLED, TWI_HEAD_TAGS, TWI_HEAD_CRF, TWI_HEAD_POINTER,                /* FlagAI's BERT */
+    TWI_HEAD_BLANKS, TWI_HEAD_CLOZE, TWI_HEAD_ONE_CLOZE, TWI_HEAD_FAST_CLOZE                       /* FlagAI's GLM */
 } twi_head;
 
 /* What chapter generation asks of a model that writes text: the shape of its cache, its limits, and how it begins. */
@@ -6566,6 +6698,15 @@ static bool twi_language_head(tw_tensor *h, tw_tensor *weight, const tw_batch *i
     return !labels || pass->last_token_only || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing));
 }
 
+/* Whole numbers as floats, floats as they are. */
+static tw_tensor *twi_as_floats(tw_tensor *t) {
+    tw_tensor *f;
+    if (!t || t->dtype == TW_F32) return t;
+    f = twi_new(t->tw, TW_F32, t->rank, t->shape);
+    if (f && twi_computes(f->tw)) tw_read(t, twi_f32(f), tw_count(f));
+    return f;
+}
+
 /* A classifier's loss as transformers chooses it: problem_type if the config names one, else regression for a single
    label, one of many for whole numbers, any of many for floating ones. */
 static bool twi_classifier_loss(tw_model *m, tw_tensor *logits, const tw_batch *in, tw_outputs *out) {
@@ -6576,11 +6717,7 @@ static bool twi_classifier_loss(tw_model *m, tw_tensor *logits, const tw_batch *
     regression = strcmp(problem, "regression") == 0 || (!problem[0] && twi_columns(logits) == 1);
     multi = strcmp(problem, "multi_label_classification") == 0 || (!problem[0] && labels->dtype == TW_F32);
     if (regression || multi) {
-        if (labels->dtype == TW_I32) {                          /* whole numbers as floats */
-            tw_tensor *f = twi_new(labels->tw, TW_F32, labels->rank, labels->shape);
-            if (f && twi_computes(f->tw)) tw_read(labels, twi_f32(f), tw_count(f));
-            labels = f;
-        }
+        labels = twi_as_floats(labels);
         if (!labels || tw_count(labels) != tw_count(logits)) {
             twi_fail(m->region.tw, TW_E_SHAPE, "labels: %lld of them do not fit logits %s", (long long)tw_count(labels), TWI_SHAPE(logits));
             return false;
@@ -6803,47 +6940,51 @@ static bool twi_last_tokens(tw_model *m, const tw_tensor *ids, int32_t *at) {
     return true;
 }
 
-static bool twi_gpt2_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
-    tw_gpt2 *g = (tw_gpt2 *)m->net;
-    tw_tensor *logits;
+/* The heads that decoders have in common, on their last hidden states h [B, T, C]. */
+static bool twi_decoder_heads(tw_model *m, twi_head kind, const tw_linear *head, float dropout, tw_tensor *h, const tw_tensor *ids,
+                              const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_tensor *logits, *labels;
     int32_t *at;
-    switch (g->kind) {
+    switch (kind) {
     case TWI_HEAD_NONE: return twi_output(out, "last_hidden_state", h);
-    case TWI_HEAD_LM: return twi_language_head(h, g->head.weight, in, pass, true, out);
-    case TWI_HEAD_TOKEN: {
-        tw_tensor *labels = tw_batch_get(in, "labels");
-        logits = tw_linear_forward(&g->head, tw_dropout(h, g->head_dropout));
+    case TWI_HEAD_LM: return twi_language_head(h, head->weight, in, pass, true, out);
+    case TWI_HEAD_QA: return twi_question_head(tw_linear_forward(head, h), in, out);
+    case TWI_HEAD_TOKEN:
+        labels = tw_batch_get(in, "labels");
+        logits = tw_linear_forward(head, tw_dropout(h, dropout));
         return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, 0)));
-    }
-    case TWI_HEAD_QA: return twi_question_head(tw_linear_forward(&g->head, h), in, out);
     case TWI_HEAD_SEQUENCE:
         at = (int32_t *)twi_step_record(m->region.tw, (size_t)ids->shape[0] * sizeof *at);
         if (!at || !twi_last_tokens(m, ids, at)) return false;
-        logits = tw_linear_forward(&g->head, twi_pick_tokens(h, at));
+        logits = tw_linear_forward(head, twi_pick_tokens(h, at));
         return twi_output(out, "logits", logits) && twi_classifier_loss(m, logits, in, out);
-    case TWI_HEAD_DOUBLE: {                                     /* language model and multiple choice at once */
-        tw_tensor *given = tw_batch_get(in, "input_ids"), *where = tw_batch_get(in, "mc_token_ids"), *labels = tw_batch_get(in, "mc_labels");
-        int64_t b, rows = ids->shape[0], choices = given->rank == 3 ? given->shape[1] : 1;
-        if (!twi_language_head(h, g->head.weight, in, pass, true, out)) return false;
-        logits = tw_batch_get(out, "logits");
-        if (logits && given->rank == 3 && !twi_output(out, "logits", tw_reshape(logits, tw_shape4(rows / choices, choices, logits->shape[1], logits->shape[2])))) return false;
-        at = (int32_t *)twi_step_record(m->region.tw, (size_t)rows * sizeof *at);
-        if (!at) return false;
-        if (where && (!twi_is_i32(where, m->region.tw, "mc_token_ids") || tw_count(where) != rows || !twi_ids_in_range(where, ids->shape[1], 0, "mc_token_ids"))) {
-            twi_fail(m->region.tw, TW_E_SHAPE, "forward: mc_token_ids do not name one token a choice");
-            return false;
-        }
-        for (b = 0; b < rows; b++) at[b] = where && twi_computes(m->region.tw) ? ((const int32_t *)where->data)[b] : (int32_t)(ids->shape[1] - 1);
-        logits = tw_dropout(twi_pick_tokens(h, at), g->head_dropout);
-        if (g->summary.weight) logits = tw_linear_activate(&g->summary, logits, g->summary_activation);
-        if (!logits) return false;
-        logits = tw_reshape(logits, twi_columns(logits) == 1 ? tw_shape2(rows / choices, choices) : tw_shape3(rows / choices, choices, twi_columns(logits)));
-        if (!twi_output(out, "mc_logits", logits)) return false;
-        return !labels || twi_output(out, "mc_loss", tw_cross_entropy(logits, labels, 0));
+    default: return false;
     }
-    default: break;
+}
+
+/* Language model and multiple choice at once. */
+static bool twi_gpt2_double_head(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_gpt2 *g = (tw_gpt2 *)m->net;
+    tw_tensor *logits;
+    int32_t *at;
+    tw_tensor *given = tw_batch_get(in, "input_ids"), *where = tw_batch_get(in, "mc_token_ids"), *labels = tw_batch_get(in, "mc_labels");
+    int64_t b, rows = ids->shape[0], choices = given->rank == 3 ? given->shape[1] : 1;
+    if (!twi_language_head(h, g->head.weight, in, pass, true, out)) return false;
+    logits = tw_batch_get(out, "logits");
+    if (logits && given->rank == 3 && !twi_output(out, "logits", tw_reshape(logits, tw_shape4(rows / choices, choices, logits->shape[1], logits->shape[2])))) return false;
+    at = (int32_t *)twi_step_record(m->region.tw, (size_t)rows * sizeof *at);
+    if (!at) return false;
+    if (where && (!twi_is_i32(where, m->region.tw, "mc_token_ids") || tw_count(where) != rows || !twi_ids_in_range(where, ids->shape[1], 0, "mc_token_ids"))) {
+        twi_fail(m->region.tw, TW_E_SHAPE, "forward: mc_token_ids do not name one token a choice");
+        return false;
     }
-    return false;
+    for (b = 0; b < rows; b++) at[b] = where && twi_computes(m->region.tw) ? ((const int32_t *)where->data)[b] : (int32_t)(ids->shape[1] - 1);
+    logits = tw_dropout(twi_pick_tokens(h, at), g->head_dropout);
+    if (g->summary.weight) logits = tw_linear_activate(&g->summary, logits, g->summary_activation);
+    if (!logits) return false;
+    logits = tw_reshape(logits, twi_columns(logits) == 1 ? tw_shape2(rows / choices, choices) : tw_shape3(rows / choices, choices, twi_columns(logits)));
+    if (!twi_output(out, "mc_logits", logits)) return false;
+    return !labels || twi_output(out, "mc_loss", tw_cross_entropy(logits, labels, 0));
 }
 
 static bool twi_gpt2_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
@@ -6882,7 +7023,9 @@ static bool twi_gpt2_forward(tw_model *m, const tw_batch *in, const tw_pass *pas
     if (pass->last_token_only && g->kind == TWI_HEAD_LM) x = tw_slice(x, 1, x->shape[1] - 1, 1);
     x = tw_layer_norm_forward(&g->ln_f, x);
     if (pass->hidden_states && !twi_numbered_output(out, "hidden_states", g->layers, x)) return false;
-    if (!x || !twi_gpt2_heads(m, x, ids, in, pass, out)) return false;
+    if (!x) return false;
+    if (g->kind == TWI_HEAD_DOUBLE ? !twi_gpt2_double_head(m, x, ids, in, pass, out)
+                                   : !twi_decoder_heads(m, g->kind, &g->head, g->head_dropout, x, ids, in, pass, out)) return false;
     if (pass->cache) pass->cache->length += ids->shape[1];
     return true;
 }
@@ -7240,6 +7383,794 @@ static bool twi_bert_decoder(const tw_model *m, twi_decoder *d) {
 /* A generation reads its tokens and nothing else. */
 static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in) { return tw_batch_set(in, "input_ids", twi_reading_ids(m, r)); }
 
+/* -- GLM (Du et al. 2022), as FlagAI has it ------------------------------------------------------------------------------
+   A context with blanks is read in both directions, and what belongs into a blank is written causally behind it.  Every token
+   has two positions: that in the context - for a token of an answer, that of its blank - and that within the answer: 0 in
+   the context, 1, 2, 3 ... behind <|startofpiece|>.
+   Easy to get wrong: `attention_mask` is usually one number a row, the separator: all tokens see those before it; target 0 is
+   ignored, and yet loss_mask counts it in the mean's divisor; labels are not shifted; a memory goes through the block's
+   first norm, like x; hidden rows of the vocabulary past the tokenizer's are in the softmax. */
+
+/* A long short-term memory (Hochreiter, Schmidhuber 1997), one layer in one direction, with PyTorch's names and order of gates:
+   [i f g o] = W_i x + b_i + W_h h + b_h;  c = sigmoid(f) c + sigmoid(i) tanh(g);  h = sigmoid(o) tanh(c). */
+typedef struct twi_lstm { tw_linear input, state; int64_t hidden; } twi_lstm;
+
+static bool twi_lstm_half(tw_model *m, tw_linear *layer, const char *name, const char *half, int number, bool reverse, int64_t in, int64_t hidden) {
+    char weight[64], bias[64];
+    snprintf(weight, sizeof weight, "weight_%s_l%d%s", half, number, reverse ? "_reverse" : "");
+    snprintf(bias, sizeof bias, "bias_%s_l%d%s", half, number, reverse ? "_reverse" : "");
+    memset(layer, 0, sizeof *layer);
+    layer->model = m;
+    layer->weight = twi_named_parameter(m, name, weight, tw_shape2(4 * hidden, in));
+    layer->bias = twi_filled_parameter(m, name, bias, tw_shape1(4 * hidden), 0);
+    tw_fill_uniform(layer->weight, -1.0f / sqrtf((float)hidden), 1.0f / sqrtf((float)hidden));
+    return layer->weight && layer->bias;
+}
+static bool twi_lstm_init(tw_model *m, twi_lstm *lstm, const char *name, int number, bool reverse, int64_t in, int64_t hidden) {
+    lstm->hidden = hidden;
+    return twi_lstm_half(m, &lstm->input, name, "ih", number, reverse, in, hidden) && twi_lstm_half(m, &lstm->state, name, "hh", number, reverse, hidden, hidden);
+}
+/* [B, T, in] -> [B, T, hidden]; reverse: from the last to the first */
+static tw_tensor *twi_lstm_forward(const twi_lstm *lstm, tw_tensor *x, bool reverse) {
+    tw_tensor *gates = tw_linear_forward(&lstm->input, x), *h, *c, **all;
+    int64_t t, at, n = lstm->hidden, length;
+    if (!gates) return NULL;
+    length = gates->shape[1];
+    all = (tw_tensor **)twi_step_record(gates->tw, (size_t)length * sizeof *all);
+    h = c = tw_full(gates->tw, tw_shape3(gates->shape[0], 1, n), 0);
+    if (!all) return NULL;
+    for (t = 0; t < length; t++) {
+        tw_tensor *g;
+        at = reverse ? length - 1 - t : t;
+        g = tw_add(tw_slice(gates, 1, at, 1), tw_linear_forward(&lstm->state, h));
+        c = tw_add(tw_mul(tw_sigmoid(tw_slice(g, 2, n, n)), c), tw_mul(tw_sigmoid(tw_slice(g, 2, 0, n)), tw_tanh(tw_slice(g, 2, 2 * n, n))));
+        all[at] = h = tw_mul(tw_sigmoid(tw_slice(g, 2, 3 * n, n)), tw_tanh(c));
+        if (!h) return NULL;
+    }
+    return tw_concat(all, (int)length, 1);
+}
+
+typedef struct tw_glm {
+    tw_embedding  word_embeddings, position_embeddings, block_position_embeddings;
+    tw_glm_block *block;
+    tw_layer_norm final_layernorm;
+    tw_linear     pool_layer, multichoice_head;      /* of the classifier */
+    tw_embedding  spell_embeddings;                  /* a learned prompt (Liu et al. 2021): [spell_length, C] ... */
+    twi_lstm      spell_lstm[2][2];                  /* ... through two layers in two directions ... */
+    tw_linear     spell_mlp[2];                      /* ... and two more */
+    float         embedding_dropout, head_dropout, length_penalty;
+    int64_t       layers, heads, vocab, max_positions, max_memory, spell_length;
+    bool          two_positions, output_predict, spells_lstm, spells_mlp, take_softmax;
+    char          pool;                              /* of which token the classifier judges: c(ls), s(tart) or p(ad) */
+    twi_head      kind;
+} tw_glm;
+
+static bool twi_glm_block_init(tw_model *m, tw_glm_block *b, int64_t layer, int64_t width, float small) {
+    const float eps = 1e-5f;
+    tw_enter(m, "layers", layer);
+    if (!tw_layer_norm_init(m, &b->input_layernorm, "input_layernorm", width, eps) ||
+        !tw_linear_init(m, &b->query_key_value, "attention.query_key_value", width, 3 * width, true) ||
+        !tw_linear_init(m, &b->dense, "attention.dense", width, width, true) ||
+        !tw_layer_norm_init(m, &b->post_attention_layernorm, "post_attention_layernorm", width, eps) ||
+        !tw_linear_init(m, &b->dense_h_to_4h, "mlp.dense_h_to_4h", width, 4 * width, true) ||
+        !tw_linear_init(m, &b->dense_4h_to_h, "mlp.dense_4h_to_h", 4 * width, width, true)) return false;
+    tw_fill_normal(b->dense.weight, 0, small);
+    tw_fill_normal(b->dense_4h_to_h.weight, 0, small);
+    tw_leave(m);
+    return true;
+}
+
+static bool twi_glm_spell_init(tw_model *m, tw_glm *g, int64_t width) {
+    const char *func = tw_json_string(twi_config_value(m, "spell_func"), "lstm");
+    int i;
+    g->spell_length = twi_config_int(m, "spell_length", 0, 1, 1 << 16);
+    g->spells_lstm = strcmp(func, "lstm") == 0;
+    g->spells_mlp = g->spells_lstm || strcmp(func, "mlp") == 0;
+    if (!g->spells_mlp && strcmp(func, "none") != 0) { twi_fail(m->region.tw, TW_E_CONFIG, "config: spell_func \"%.40s\" is none of lstm, mlp, none", func); return false; }
+    tw_enter(m, "prompt_spell", -1);
+    if (!tw_embedding_init(m, &g->spell_embeddings, "spell_embeddings", g->spell_length, width)) return false;
+    for (i = 0; i < 4 && g->spells_lstm; i++)
+        if (!twi_lstm_init(m, &g->spell_lstm[i / 2][i % 2], "lstm_head", i / 2, i % 2 != 0, i < 2 ? width : 2 * width, width)) return false;
+    if (g->spells_mlp && (!tw_linear_init(m, &g->spell_mlp[0], "mlp_head.0", g->spells_lstm ? 2 * width : width, width, true) ||
+                          !tw_linear_init(m, &g->spell_mlp[1], "mlp_head.2", width, width, true))) return false;
+    tw_leave(m);
+    return true;
+}
+
+/* Files of THUDM's begin every name of the base model with "glm." */
+static bool twi_glm_aliases(tw_model *m, const char *prefix) {
+    size_t i, n = strlen(prefix);
+    for (i = 0; i < m->parameters; i++) {
+        const char *name = m->parameter[i]->name;
+        size_t size = strlen(name) + 8;
+        char *other = (char *)twi_alloc(&m->region, size, 1);
+        if (!other) return false;
+        snprintf(other, size, "glm.%s", strncmp(name, prefix, n) == 0 ? name + n : name);
+        if (!twi_add_alias(m, other, m->parameter[i])) return false;
+    }
+    return true;
+}
+
+/* tune_prefix_layers: only so many first blocks, and the learned prompt, are trained. */
+static void twi_glm_freeze(tw_model *m, const tw_glm *g) {
+    int64_t tuned = twi_config_int(m, "tune_prefix_layers", 0, 0, g->layers), i;
+    size_t k;
+    for (k = 0; k < m->parameters; k++) {
+        const char *at = strstr(m->parameter[k]->name, "layers."), *digit;
+        if (strstr(m->parameter[k]->name, "prompt_spell.")) continue;
+        for (i = 0, digit = at ? at + 7 : ""; *digit >= '0' && *digit <= '9'; digit++) i = 10 * i + *digit - '0';
+        m->parameter[k]->requires_grad = at && i < tuned;
+    }
+}
+
+static bool twi_glm_build(tw_model *m) {
+    tw_glm *g = (tw_glm *)m->net;
+    tw_context *tw = m->region.tw;
+    int64_t width = twi_config_int(m, "hidden_size", 1024, 1, 1 << 20), rows, i;
+    float small, attention_dropout = twi_config_float(m, "attention_dropout_prob", 0.1, 0, 0.999), output_dropout = twi_config_float(m, "output_dropout_prob", 0.1, 0, 0.999);
+    const char *pool = tw_json_string(twi_config_value(m, "pool_token"), "cls");
+    bool nested;
+    g->kind = twi_head_of(m);
+    g->heads = twi_config_int(m, "num_attention_heads", 16, 1, width);
+    g->layers = twi_config_int(m, "num_layers", 24, 1, 4096);
+    g->vocab = twi_config_int(m, "vocab_size", 50048, 1, INT32_MAX - 1);
+    g->max_positions = twi_config_int(m, "max_sequence_length", 1024, 1, INT32_MAX - 2);
+    g->max_memory = twi_config_int(m, "max_memory_length", 0, 0, INT32_MAX - 1);
+    g->two_positions = twi_config_bool(m, "block_position_encoding", true);
+    g->output_predict = twi_config_bool(m, "output_predict", true) || g->kind == TWI_HEAD_BLANKS || g->kind == TWI_HEAD_CLOZE || g->kind == TWI_HEAD_ONE_CLOZE;
+    g->embedding_dropout = twi_config_float(m, "embedding_dropout_prob", 0.1, 0, 0.999);
+    g->head_dropout = twi_config_float(m, "hidden_dropout", 0.1, 0, 0.999);
+    g->take_softmax = twi_config_bool(m, "take_softmax", g->kind != TWI_HEAD_ONE_CLOZE);
+    g->length_penalty = twi_config_float(m, "length_penalty", 0, -100, 100);
+    g->pool = pool[0];
+    (void)twi_config_float(m, "attention_scale", 1, 1e-6, 1e6);
+    m->initializer_range = 0.02f;
+    if (tw_failed(tw)) return false;
+    if (twi_config_bool(m, "relative_encoding", false)) { twi_fail(tw, TW_E_UNSUPPORTED, "config: GLM with relative_encoding cannot be opened here"); return false; }
+    if (width % g->heads != 0) { twi_fail(tw, TW_E_CONFIG, "config: hidden_size %lld is not a multiple of num_attention_heads %lld", (long long)width, (long long)g->heads); return false; }
+    if (strcmp(pool, "cls") != 0 && strcmp(pool, "start") != 0 && strcmp(pool, "pad") != 0) { twi_fail(tw, TW_E_CONFIG, "config: pool_token \"%.40s\" is none of cls, start, pad", pool); return false; }
+    g->block = (tw_glm_block *)twi_alloc(&m->region, (size_t)g->layers, sizeof *g->block);
+    if (!g->block) return false;
+    nested = g->kind == TWI_HEAD_SEQUENCE || g->kind == TWI_HEAD_FAST_CLOZE;      /* the other classes write the base model's names */
+    if (nested) tw_enter(m, "model", -1);
+    if (!tw_embedding_init(m, &g->word_embeddings, "word_embeddings", g->vocab, width)) return false;
+    tw_enter(m, "transformer", -1);
+    rows = g->max_positions + (g->two_positions ? 1 : 0);
+    if (!tw_embedding_init(m, &g->position_embeddings, "position_embeddings", rows, width)) return false;
+    if (g->two_positions && !tw_embedding_init(m, &g->block_position_embeddings, "block_position_embeddings", rows, width)) return false;
+    small = m->initializer_range / sqrtf(2.0f * (float)g->layers);
+    for (i = 0; i < g->layers; i++) {
+        if (!twi_glm_block_init(m, &g->block[i], i, width, small)) return false;
+        g->block[i].heads = g->heads;
+        g->block[i].layer = i;
+        g->block[i].attention_dropout = attention_dropout;
+        g->block[i].output_dropout = output_dropout;
+    }
+    if (!tw_layer_norm_init(m, &g->final_layernorm, "final_layernorm", width, 1e-5f)) return false;
+    tw_leave(m);
+    if (twi_config_value(m, "spell_length") && !twi_glm_spell_init(m, g, width)) return false;
+    if (twi_config_value(m, "tune_prefix_layers")) twi_glm_freeze(m, g);
+    if (nested) tw_leave(m);
+    if (!twi_glm_aliases(m, "model.")) return false;
+    if (g->kind == TWI_HEAD_SEQUENCE) {
+        int64_t classes = twi_config_value(m, "class_num") ? twi_config_int(m, "class_num", 2, 1, 1 << 24) : twi_config_labels(m);
+        return tw_linear_init(m, &g->pool_layer, "pool_layer", width, width, true) && tw_linear_init(m, &g->multichoice_head, "multichoice_head", width, classes, true);
+    }
+    return !tw_failed(tw);
+}
+
+/* An input as whole numbers: masks may come as F32. */
+static tw_tensor *twi_as_ids(tw_tensor *t, tw_context *tw, const char *what) {
+    tw_tensor *ids;
+    int64_t i;
+    if (!t || t->dtype != TW_F32) return twi_is_i32(t, tw, what) ? t : NULL;
+    t = tw_contiguous(t);
+    ids = t ? twi_new(tw, TW_I32, t->rank, t->shape) : NULL;
+    if (ids && twi_computes(tw))
+        for (i = 0; i < tw_count(t); i++) {
+            float x = twi_f32(t)[i];
+            ((int32_t *)ids->data)[i] = x > -2e9f && x < 2e9f ? (int32_t)x : -1;
+        }
+    return ids;
+}
+/* The optional `name` with rows x columns numbers, as that table: whole numbers, or floats. */
+static bool twi_glm_table(tw_model *m, const tw_batch *in, const char *name, int64_t rows, int64_t columns, bool floats, tw_tensor **out) {
+    tw_tensor *t = tw_batch_get(in, name);
+    *out = NULL;
+    if (!t) return true;
+    if (tw_count(t) != rows * columns) {
+        twi_fail(m->region.tw, TW_E_SHAPE, "forward: %s of shape %s does not fit %lld x %lld tokens", name, TWI_SHAPE(t), (long long)rows, (long long)columns);
+        return false;
+    }
+    t = floats ? twi_as_floats(t) : twi_as_ids(t, m->region.tw, name);
+    *out = t ? tw_reshape(t, tw_shape2(rows, columns)) : NULL;
+    return *out != NULL;
+}
+/* A number of the inputs that says yes or no. */
+static bool twi_input_flag(const tw_batch *in, const char *name, bool otherwise) {
+    const tw_tensor *t = tw_batch_get(in, name);
+    float first = otherwise ? 1.0f : 0.0f;
+    if (t && tw_count(t) == 1 && twi_computes(t->tw)) tw_read(t, &first, 1);
+    return first > 0 || first < 0;
+}
+
+/* What tokens see: attention_mask is the separator, one for all or one a row; or [B, 1, T, M + T] with 0 for what is hidden;
+   or (not FlagAI's) [B, M + T] with 0 for padding. */
+static bool twi_glm_mask(tw_model *m, tw_tensor *mask, int64_t rows, int64_t tokens, int64_t past, tw_glm_input *how) {
+    tw_context *tw = m->region.tw;
+    int64_t i, b, keys = past + tokens, count = tw_count(mask), wide;
+    bool any = false;
+    if (!mask) return true;
+    mask = twi_as_ids(mask, tw, "attention_mask");
+    if (!mask) return false;
+    if (count == 1 || count == rows) {
+        how->prefix = twi_new(tw, TW_I32, 1, &count);
+        if (!how->prefix) return false;
+        for (i = 0; i < count && twi_computes(tw); i++) {
+            int32_t separator = ((const int32_t *)mask->data)[i];
+            if (separator < 0) { twi_fail(tw, TW_E_RANGE, "forward: attention_mask: a separator cannot be %ld", (long)separator); return false; }
+            if (separator > tokens) separator = (int32_t)tokens;
+            ((int32_t *)how->prefix->data)[i] = separator > 0 ? (int32_t)past + separator : 0;
+            any = any || separator > 0;
+        }
+        if (!any) how->prefix = NULL;
+        return true;
+    }
+    if (mask->rank != 4 && count == rows * keys) {
+        how->key_mask = tw_reshape(mask, tw_shape2(rows, keys));
+        return how->key_mask != NULL;
+    }
+    wide = mask->rank == 4 ? mask->shape[3] : 0;
+    if (mask->rank != 4 || (mask->shape[0] != 1 && mask->shape[0] != rows) || mask->shape[1] != 1 || mask->shape[2] != tokens || wide < keys) {
+        twi_fail(tw, TW_E_SHAPE, "forward: an attention_mask of shape %s is neither a separator a row nor [%lld, 1, %lld, %lld]", TWI_SHAPE(mask), (long long)rows,
+                 (long long)tokens, (long long)keys);
+        return false;
+    }
+    how->mask = tw_ids(tw, tw_shape3(mask->shape[0], tokens, keys), NULL);         /* its last columns, if it has more */
+    if (!how->mask) return false;
+    for (b = 0; twi_computes(tw) && b < mask->shape[0] * tokens; b++)
+        memcpy((int32_t *)how->mask->data + b * keys, (const int32_t *)mask->data + b * wide + wide - keys, (size_t)keys * sizeof(int32_t));
+    return true;
+}
+
+/* Both positions of every token.  Where none are given: a text without blanks. */
+static bool twi_glm_positions(tw_model *m, tw_tensor *given, const tw_tensor *ids, int64_t past, tw_tensor **position, tw_tensor **block) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t rows = ids->shape[0], tokens = ids->shape[1], count = tw_count(given), kinds = g->two_positions ? 2 : 1, b, i, k;
+    tw_tensor *part[2];
+    *block = NULL;
+    *position = twi_positions(ids, past);
+    if (g->two_positions) *block = tw_ids(m->region.tw, tw_shape2(rows, tokens), NULL);
+    if (!*position || (g->two_positions && !*block)) return false;
+    if (!given) {
+        if (past + tokens <= g->max_positions) return true;
+        twi_fail(m->region.tw, TW_E_RANGE, "forward: %lld tokens are more than the model's %lld positions", (long long)(past + tokens), (long long)g->max_positions);
+        return false;
+    }
+    if (!twi_is_i32(given, m->region.tw, "position_ids")) return false;
+    if (count != kinds * rows * tokens && count != kinds * tokens) {
+        twi_fail(m->region.tw, TW_E_SHAPE, "forward: position_ids of shape %s are not [%lld%s, %lld]", TWI_SHAPE(given), (long long)rows, g->two_positions ? ", 2" : "", (long long)tokens);
+        return false;
+    }
+    part[0] = *position; part[1] = *block;
+    for (b = 0; b < rows && twi_computes(m->region.tw); b++) for (k = 0; k < kinds; k++) for (i = 0; i < tokens; i++)
+        ((int32_t *)part[k]->data)[b * tokens + i] = ((const int32_t *)given->data)[((count == kinds * tokens ? 0 : b) * kinds + k) * tokens + i];
+    return true;
+}
+
+/* The learned prompt, [1, spell_length, C]. */
+static tw_tensor *twi_glm_prompt(const tw_glm *g) {
+    tw_tensor *x = tw_reshape(g->spell_embeddings.weight, tw_shape3(1, g->spell_length, tw_dim(g->spell_embeddings.weight, 1))), *both[2];
+    int i;
+    for (i = 0; i < 2 && g->spells_lstm; i++) {
+        both[0] = twi_lstm_forward(&g->spell_lstm[i][0], x, false);
+        both[1] = twi_lstm_forward(&g->spell_lstm[i][1], x, true);
+        x = tw_concat(both, 2, 2);
+    }
+    return g->spells_mlp ? tw_linear_forward(&g->spell_mlp[1], tw_linear_activate(&g->spell_mlp[0], x, TW_ACT_RELU)) : x;
+}
+
+/* x [B, T, C] with the learned prompt in place of the tokens at prompt_pos [B or nothing, spell_length]: both lie in one table,
+   and every token says which row it is. */
+static tw_tensor *twi_glm_spell(tw_model *m, tw_tensor *x, const tw_tensor *at) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t rows = x->shape[0], tokens = x->shape[1], width = x->shape[2], length = g->spell_length, count = tw_count(at), b, i;
+    tw_tensor *table[2], *row;
+    if (length == 0 || !twi_is_i32(at, x->tw, "prompt_pos") || (count != rows * length && count != length)) {
+        twi_fail(x->tw, TW_E_SHAPE, "forward: prompt_pos of shape %s do not place a prompt of %lld tokens (spell_length)", TWI_SHAPE(at), (long long)length);
+        return NULL;
+    }
+    if (!twi_ids_in_range(at, tokens, 0, "prompt_pos")) return NULL;
+    table[0] = tw_reshape(x, tw_shape2(rows * tokens, width));
+    table[1] = twi_glm_prompt(g);
+    if (table[1]) table[1] = tw_reshape(table[1], tw_shape2(length, width));
+    row = tw_ids(x->tw, tw_shape2(rows, tokens), NULL);
+    if (!row) return NULL;
+    for (b = 0; b < rows && twi_computes(x->tw); b++) {
+        for (i = 0; i < tokens; i++) ((int32_t *)row->data)[b * tokens + i] = (int32_t)(b * tokens + i);
+        for (i = 0; i < length; i++) ((int32_t *)row->data)[b * tokens + ((const int32_t *)at->data)[(count == length ? 0 : b) * length + i]] = (int32_t)(rows * tokens + i);
+    }
+    return tw_embedding_op(tw_concat(table, 2, 0), row);
+}
+
+/* What one run of the blocks reads and leaves. */
+typedef struct twi_glm_run {
+    tw_tensor *ids, *position_ids, *attention_mask, *prompt_pos;
+    tw_tensor **memory, **kept;                      /* [layers + 1]; NULL: none are read, none are kept */
+    tw_tensor *key_mask;                             /* [B, M + T] for the causal order, where there is no attention_mask */
+    tw_outputs *out;                                 /* of hidden states; or NULL */
+} twi_glm_run;
+
+/* -> [B, T, C], or [B, 1, C] where the last token alone is wanted, after the last norm. */
+static tw_tensor *twi_glm_stack(tw_model *m, const twi_glm_run *r, const tw_pass *pass) {
+    tw_glm *g = (tw_glm *)m->net;
+    tw_tensor *x, *positions, *blocks, *inputs[2];
+    int64_t memory = r->memory ? tw_dim(r->memory[0], 1) : 0, past = memory + (pass->cache ? pass->cache->length : 0), i;
+    bool hidden = pass->hidden_states && r->out;
+    twi_stream stream;
+    tw_glm_input how;
+    memset(&how, 0, sizeof how);
+    how.pass = pass;
+    how.has_memory = r->memory != NULL;
+    how.key_mask = r->key_mask;
+    if (pass->cache && r->memory) { twi_fail(m->region.tw, TW_E_ARGUMENT, "forward: a cache and mems are two ways to the same end"); return NULL; }
+    if (!twi_glm_mask(m, r->attention_mask, r->ids->shape[0], r->ids->shape[1], past, &how) ||
+        !twi_glm_positions(m, r->position_ids, r->ids, past, &positions, &blocks)) return NULL;
+    x = tw_embedding_forward(&g->word_embeddings, r->ids);
+    if (x && r->prompt_pos) x = twi_glm_spell(m, x, r->prompt_pos);
+    x = tw_add(x, tw_embedding_forward(&g->position_embeddings, positions));
+    if (blocks) x = tw_add(x, tw_embedding_forward(&g->block_position_embeddings, blocks));
+    x = twi_stream_begin(&stream, tw_dropout(x, g->embedding_dropout), hidden || r->kept);
+    for (i = 0; x && i < g->layers; i++) {
+        if (hidden && !twi_numbered_output(r->out, "hidden_states", i, x)) return NULL;
+        if (r->kept) { x->recycle = false; r->kept[i] = x; }
+        how.block = &g->block[i];
+        inputs[0] = x;
+        inputs[1] = r->memory ? r->memory[i] : NULL;
+        x = twi_stream_next(&stream, x, m->checkpointing ? tw_checkpoint(m->region.tw, tw_glm_block_forward, &how, sizeof how, inputs, r->memory ? 2 : 1)
+                                                         : tw_glm_block_forward(&how, inputs));
+    }
+    if (!x) return NULL;
+    if (r->kept) { x->recycle = false; r->kept[g->layers] = x; }
+    if (pass->last_token_only) x = tw_slice(x, 1, x->shape[1] - 1, 1);
+    x = tw_layer_norm_forward(&g->final_layernorm, x);
+    if (hidden && !twi_numbered_output(r->out, "hidden_states", g->layers, x)) return NULL;
+    if (pass->cache) pass->cache->length += r->ids->shape[1];
+    return x;
+}
+
+/* The given memories, mems.0 [B, M, C] and on; *out stays NULL where there are none.  The last, mems.layers, is not read. */
+static bool twi_glm_memories(tw_model *m, const tw_batch *in, int64_t rows, tw_tensor ***out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t i, width = tw_dim(g->word_embeddings.weight, 1);
+    tw_tensor **list;
+    *out = NULL;
+    if (!tw_batch_get(in, "mems.0")) return true;
+    list = (tw_tensor **)twi_step_record(m->region.tw, (size_t)(g->layers + 1) * sizeof *list);
+    if (!list) return false;
+    for (i = 0; i <= g->layers; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "mems.%lld", (long long)i);
+        list[i] = tw_batch_get(in, name);
+        if (!list[i] && i == g->layers) continue;
+        if (!list[i] || !twi_is_f32(list[i], name) || list[i]->rank != 3 || list[i]->shape[0] != rows || list[i]->shape[2] != width || list[i]->shape[1] != list[0]->shape[1]) {
+            twi_fail(m->region.tw, TW_E_SHAPE, "forward: %s is not a memory of [%lld, %lld, %lld]", name, (long long)rows, (long long)tw_dim(list[0], 1), (long long)width);
+            return false;
+        }
+    }
+    if (tw_dim(list[0], 1) > 0) *out = list;
+    return true;
+}
+/* New memories: what was kept behind the old ones; the newest max_memory_length, or all of them. */
+static bool twi_glm_remember(tw_model *m, const twi_glm_run *r, bool all, bool detach, tw_outputs *out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t i;
+    for (i = 0; i <= g->layers; i++) {
+        tw_tensor *parts[2], *t;
+        int64_t past = 0, total;
+        bool was = tw_no_grad(m->region.tw, m->region.tw->no_grad || detach), ok;
+        parts[0] = parts[1] = r->kept[i];
+        if (r->memory && r->memory[i]) { parts[0] = r->memory[i]; past = tw_dim(parts[0], 1); }
+        t = past > 0 ? tw_concat(parts, 2, 1) : tw_concat(parts, 1, 1);
+        total = tw_dim(t, 1);
+        if (t && !all && total > g->max_memory) t = tw_contiguous(tw_slice(t, 1, total - g->max_memory, g->max_memory));
+        tw_no_grad(m->region.tw, was);
+        ok = twi_numbered_output(out, "mems", i, t);
+        if (!ok) return false;
+    }
+    return true;
+}
+
+/* Sum of (losses times loss_mask) over the sum of loss_mask; target 0 has no loss.  With a mask of zeros and ones that is
+   the cross-entropy's own mean, but for what it is divided by. */
+static tw_tensor *twi_glm_blank_loss(tw_model *m, tw_tensor *h, tw_tensor *logits, const tw_tensor *targets, tw_tensor *mask, const tw_pass *pass) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_tensor *labels = twi_new(tw, TW_I32, targets->rank, targets->shape), *weights, *loss;
+    int64_t i, n = tw_count(targets), counted = 0;
+    double sum = 0;
+    bool plain = true;
+    if (!labels) return NULL;
+    for (i = 0; i < n && twi_computes(tw); i++) {
+        float w = mask ? twi_f32(mask)[i] : 1.0f;
+        int32_t target = ((const int32_t *)targets->data)[i];
+        bool counts = w > 0 && target != 0;
+        if (w != 0 && w != 1) plain = false;
+        sum += (double)w;
+        counted += counts;
+        ((int32_t *)labels->data)[i] = counts ? target : TWI_IGNORED;
+    }
+    if (plain && (counted > 0 || !(sum > 0))) {
+        loss = logits ? tw_cross_entropy(logits, labels, pass->label_smoothing) : tw_linear_cross_entropy(h, g->word_embeddings.weight, labels, pass->label_smoothing);
+        return tw_scale(loss, counted > 0 ? (float)((double)counted / sum) : 1.0f);
+    }
+    if (!logits) logits = tw_linear_op(h, g->word_embeddings.weight, NULL, false, TW_ACT_NONE, NULL);
+    weights = twi_new(tw, TW_F32, targets->rank, targets->shape);
+    if (!weights || !twi_ids_in_range(targets, g->vocab, 0, "target_ids")) return NULL;
+    for (i = 0; i < n && twi_computes(tw); i++)
+        twi_f32(weights)[i] = ((const int32_t *)targets->data)[i] == 0 ? 0.0f : mask ? twi_f32(mask)[i] : 1.0f;
+    loss = tw_select(tw_log_softmax(logits), targets);
+    return tw_scale(tw_sum(tw_mul(loss, tw_reshape(weights, tw_shape_of(loss)))), (float)(-1.0 / sum));
+}
+
+/* The scores of choices, and their loss: one score a row is asked yes or no, several, which. */
+static bool twi_glm_choice_loss(tw_model *m, tw_tensor *logits, const tw_batch *in, tw_outputs *out) {
+    tw_tensor *labels = tw_batch_get(in, "labels"), *floats;
+    if (!logits) return false;
+    if (labels && twi_columns(logits) == 1) logits = tw_reshape(logits, tw_shape1(tw_count(logits)));
+    if (!twi_output(out, "logits", logits)) return false;
+    if (!labels) return true;
+    if (logits->rank > 1) {
+        labels = twi_as_ids(labels, m->region.tw, "labels");
+        return labels && twi_output(out, "loss", tw_cross_entropy(logits, tw_reshape(labels, tw_shape1(tw_count(labels))), 0));
+    }
+    floats = twi_as_floats(labels);
+    if (!floats || tw_count(floats) != tw_count(logits)) {
+        twi_fail(m->region.tw, TW_E_SHAPE, "labels: %lld of them do not fit logits %s", (long long)tw_count(labels), TWI_SHAPE(logits));
+        return false;
+    }
+    return twi_output(out, "loss", tw_bce_with_logits(logits, tw_reshape(floats, tw_shape_of(logits))));
+}
+
+/* Cloze: the answers' tokens under the logits of the places they are written to, log p summed where logit_mask says. */
+static bool twi_glm_cloze(tw_model *m, tw_tensor *h, int64_t choices, const tw_batch *in, tw_outputs *out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    tw_tensor *targets, *mask, *scores;
+    int64_t rows = tw_dim(h, 0), tokens = tw_dim(h, 1), b, t;
+    if (!twi_glm_table(m, in, "target_ids", rows, tokens, false, &targets) || !twi_glm_table(m, in, "logit_mask", rows, tokens, true, &mask)) return false;
+    if (!targets || !mask) { twi_fail(m->region.tw, TW_E_MISSING, "forward: there is no %s", targets ? "logit_mask" : "target_ids"); return false; }
+    scores = tw_linear_op(h, g->word_embeddings.weight, NULL, false, TW_ACT_NONE, NULL);
+    if (g->take_softmax) scores = tw_log_softmax(scores);
+    scores = tw_sum_axis(tw_mul(tw_select(scores, targets), mask), 1, false);
+    if (g->length_penalty > 0) {
+        tw_tensor *factor = twi_new(m->region.tw, TW_F32, 1, &rows);
+        if (!factor) return false;
+        for (b = 0; b < rows && twi_computes(m->region.tw); b++) {
+            double length = 0;
+            for (t = 0; t < tokens; t++) length += (double)twi_f32(mask)[b * tokens + t];
+            twi_f32(factor)[b] = (float)pow(length, -(double)g->length_penalty);
+        }
+        scores = tw_mul(scores, factor);
+    }
+    return twi_glm_choice_loss(m, tw_reshape(scores, tw_shape2(rows / choices, choices)), in, out);
+}
+
+/* The place that a row's separator names, `less` before it; -1 is the last, as in Python. */
+static bool twi_glm_places(tw_model *m, tw_tensor *mask, int64_t rows, int64_t tokens, int32_t less, int32_t *at) {
+    int64_t b, count = tw_count(mask);
+    mask = mask ? twi_as_ids(mask, m->region.tw, "attention_mask") : NULL;
+    if (!mask || (count != 1 && count != rows)) {
+        if (!tw_failed(m->region.tw)) twi_fail(m->region.tw, TW_E_SHAPE, "forward: attention_mask does not name one token a row");
+        return false;
+    }
+    for (b = 0; b < rows; b++) {
+        int64_t place = twi_computes(m->region.tw) ? ((const int32_t *)mask->data)[count == 1 ? 0 : b] - (int64_t)less : 0;
+        if (place < 0) place += tokens;
+        if (place < 0 || place >= tokens) { twi_fail(m->region.tw, TW_E_RANGE, "forward: attention_mask names place %lld of %lld", (long long)place, (long long)tokens); return false; }
+        at[b] = (int32_t)place;
+    }
+    return true;
+}
+
+/* One word for the blank that attention_mask points at: the scores of target_ids [B, choices] among all words. */
+static bool twi_glm_one_cloze(tw_model *m, tw_tensor *h, tw_tensor *mask, const tw_batch *in, tw_outputs *out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t rows = h->shape[0], choices, b, i;
+    int32_t *at = (int32_t *)twi_step_record(m->region.tw, (size_t)rows * sizeof *at);
+    tw_tensor *targets = tw_batch_get(in, "target_ids"), *logits, *scores, *where;
+    if (!at || !twi_glm_places(m, mask, rows, h->shape[1], 0, at)) return false;
+    if (!twi_is_i32(targets, m->region.tw, "target_ids") || tw_count(targets) % rows != 0 || !twi_ids_in_range(targets, g->vocab, 0, "target_ids")) {
+        if (!tw_failed(m->region.tw)) twi_fail(m->region.tw, TW_E_SHAPE, "forward: target_ids of shape %s are not [%lld, choices]", TWI_SHAPE(targets), (long long)rows);
+        return false;
+    }
+    choices = tw_count(targets) / rows;
+    logits = tw_linear_op(twi_pick_tokens(h, at), g->word_embeddings.weight, NULL, false, TW_ACT_NONE, NULL);
+    if (!twi_output(out, "target_logits", logits)) return false;
+    scores = g->take_softmax ? tw_log_softmax(logits) : logits;
+    if (rows * g->vocab > INT32_MAX) { twi_fail(m->region.tw, TW_E_RANGE, "forward: %lld rows are too many", (long long)rows); return false; }
+    where = tw_ids(m->region.tw, tw_shape2(rows, choices), NULL);
+    if (!where) return false;
+    for (b = 0; b < rows && twi_computes(m->region.tw); b++) for (i = 0; i < choices; i++)
+        ((int32_t *)where->data)[b * choices + i] = (int32_t)(b * g->vocab + ((const int32_t *)targets->data)[b * choices + i]);
+    scores = tw_embedding_op(tw_reshape(scores, tw_shape2(rows * g->vocab, 1)), where);
+    scores = scores ? tw_reshape(scores, tw_shape2(rows, choices)) : NULL;
+    if (!twi_output(out, "logits", scores)) return false;
+    return !tw_batch_get(in, "labels") || twi_output(out, "loss", tw_cross_entropy(scores, tw_batch_get(in, "labels"), 0));
+}
+
+static bool twi_glm_classify(tw_model *m, tw_tensor *h, tw_tensor *mask, int64_t choices, const tw_batch *in, tw_outputs *out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t rows = h->shape[0], b, classes = tw_dim(g->multichoice_head.weight, 0);
+    int32_t *at = (int32_t *)twi_step_record(m->region.tw, (size_t)rows * sizeof *at);
+    tw_tensor *logits;
+    if (!at) return false;
+    for (b = 0; b < rows; b++) at[b] = 0;
+    if (g->pool != 'c' && !twi_glm_places(m, mask, rows, h->shape[1], g->pool == 'p', at)) return false;
+    logits = tw_linear_activate(&g->pool_layer, twi_pick_tokens(h, at), TW_ACT_TANH);
+    logits = tw_linear_forward(&g->multichoice_head, tw_dropout(logits, g->head_dropout));
+    if (choices > 1 && classes != 1) { twi_fail(m->region.tw, TW_E_SHAPE, "forward: choices want a model with one class, not %lld", (long long)classes); return false; }
+    return twi_glm_choice_loss(m, choices > 1 ? tw_reshape(logits, tw_shape2(rows / choices, choices)) : logits, in, out);
+}
+
+/* Many answers to one text: the text is read once, and each of its answers (dec_input_ids [B, choices, T]) reads the memories.
+   dec_attention_mask [B, choices] says how many of them. */
+static bool twi_glm_fast_cloze(tw_model *m, const twi_glm_run *first, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_tensor *answers = twi_input_ids(m, in, "dec_input_ids"), *seen = tw_batch_get(in, "dec_attention_mask"), *row, *h;
+    int64_t batch = first->ids->shape[0], past = first->ids->shape[1], rows, choices, tokens, keys, b, i;
+    tw_pass *plain = (tw_pass *)twi_step_record(tw, sizeof *plain);
+    twi_glm_run r, reading = *first;
+    if (!answers || !plain) return false;
+    rows = answers->shape[0];
+    tokens = answers->shape[1];
+    keys = past + tokens;
+    choices = rows / batch;
+    seen = seen ? twi_as_ids(seen, tw, "dec_attention_mask") : NULL;
+    if (rows % batch != 0 || pass->cache || (seen && tw_count(seen) != rows)) {
+        if (!tw_failed(tw)) twi_fail(tw, TW_E_SHAPE, "forward: dec_input_ids of shape %s are not the choices of %lld texts", TWI_SHAPE(answers), (long long)batch);
+        return false;
+    }
+    memset(&r, 0, sizeof r);
+    r.ids = answers;
+    r.position_ids = tw_batch_get(in, "dec_position_ids");
+    r.out = out;
+    r.kept = first->kept ? (tw_tensor **)twi_step_record(tw, (size_t)(g->layers + 1) * sizeof *r.kept) : NULL;
+    row = tw_ids(tw, tw_shape1(rows), NULL);
+    r.key_mask = tw_ids(tw, tw_shape2(rows, keys), NULL);
+    if (!row || !r.key_mask || tw_failed(tw)) return false;
+    for (b = 0; b < rows && twi_computes(tw); b++) {
+        ((int32_t *)row->data)[b] = (int32_t)(b / choices);
+        for (i = 0; i < keys; i++)
+            ((int32_t *)r.key_mask->data)[b * keys + i] = i >= past || !seen || i < ((const int32_t *)seen->data)[b];
+    }
+    *plain = *pass;
+    plain->hidden_states = plain->last_token_only = false;
+    r.memory = (tw_tensor **)twi_step_record(tw, (size_t)(g->layers + 1) * sizeof *r.memory);
+    if (!r.memory) return false;
+    reading.out = NULL;
+    reading.kept = r.memory;
+    if (!twi_glm_stack(m, &reading, plain)) return false;
+    for (i = 0; i <= g->layers; i++) {                       /* a text's memory for each of its answers */
+        int64_t width = tw_dim(r.memory[i], 2);
+        tw_tensor *all = tw_embedding_op(tw_reshape(r.memory[i], tw_shape2(batch, past * width)), row);
+        r.memory[i] = all ? tw_reshape(all, tw_shape3(rows, past, width)) : NULL;
+        if (!r.memory[i]) return false;
+    }
+    h = twi_glm_stack(m, &r, pass);
+    if (!h || !twi_glm_cloze(m, h, choices, in, out)) return false;
+    return !r.kept || twi_glm_remember(m, &r, twi_input_flag(in, "return_memory", false), true, out);
+}
+
+static bool twi_glm_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_glm *g = (tw_glm *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_tensor *given = tw_batch_get(in, "input_ids"), *targets, *mask, *h, *logits = NULL;
+    bool all = twi_input_flag(in, "return_memory", false), ok;
+    int64_t choices = given && given->rank == 3 ? given->shape[1] : 1, rows;
+    tw_pass wanted = *pass, *kept_pass;
+    twi_glm_run r;
+    memset(&r, 0, sizeof r);
+    r.ids = twi_input_ids(m, in, "input_ids");
+    if (!r.ids) return false;
+    rows = r.ids->shape[0];
+    r.position_ids = tw_batch_get(in, "position_ids");
+    r.attention_mask = tw_batch_get(in, "attention_mask");
+    r.prompt_pos = tw_batch_get(in, "prompt_pos");
+    r.out = out;
+    if (!twi_glm_memories(m, in, rows, &r.memory)) return false;
+    if (out && (g->max_memory > 0 || all) && !pass->cache && !pass->no_logits) {
+        r.kept = (tw_tensor **)twi_step_record(tw, (size_t)(g->layers + 1) * sizeof *r.kept);
+        if (!r.kept) return false;
+    }
+    if (g->kind == TWI_HEAD_FAST_CLOZE) return twi_glm_fast_cloze(m, &r, in, pass, out);
+    targets = tw_batch_get(in, "target_ids");
+    wanted.last_token_only = pass->last_token_only && g->output_predict && !targets && g->kind != TWI_HEAD_SEQUENCE;
+    kept_pass = (tw_pass *)twi_step_record(tw, sizeof *kept_pass);       /* a block that is recomputed reads it again */
+    if (!kept_pass) return false;
+    *kept_pass = wanted;
+    h = twi_glm_stack(m, &r, kept_pass);
+    if (!h) return false;
+    if (g->kind == TWI_HEAD_SEQUENCE) ok = twi_glm_classify(m, h, r.attention_mask, choices, in, out);
+    else if (g->kind == TWI_HEAD_CLOZE && targets) ok = twi_glm_cloze(m, h, choices, in, out);
+    else if (g->kind == TWI_HEAD_ONE_CLOZE && targets) ok = twi_glm_one_cloze(m, h, r.attention_mask, in, out);
+    else if (g->kind == TWI_HEAD_BLANKS && targets) {
+        if (!twi_glm_table(m, in, "target_ids", rows, r.ids->shape[1], false, &targets) || !twi_glm_table(m, in, "loss_mask", rows, r.ids->shape[1], true, &mask)) return false;
+        if (!pass->no_logits) {
+            logits = tw_linear_op(tw_reshape(h, tw_shape2(rows * r.ids->shape[1], h->shape[2])), g->word_embeddings.weight, NULL, false, TW_ACT_NONE, NULL);
+            if (!twi_output(out, "logits", logits)) return false;
+        }
+        ok = twi_output(out, "loss", twi_glm_blank_loss(m, h, logits, targets, mask, pass));
+    } else if (g->output_predict) ok = twi_language_head(h, g->word_embeddings.weight, in, kept_pass, false, out);
+    else ok = twi_output(out, "logits", h) && twi_output(out, "last_hidden_state", h);
+    if (!ok) return false;
+    return !r.kept || twi_glm_remember(m, &r, all, twi_input_flag(in, "detach_memory", true), out);
+}
+
+static void twi_glm_set_dropout(tw_model *m, float p) {
+    tw_glm *g = (tw_glm *)m->net;
+    int64_t i;
+    g->embedding_dropout = g->head_dropout = p;
+    for (i = 0; i < g->layers; i++) g->block[i].attention_dropout = g->block[i].output_dropout = p;
+}
+
+static bool twi_glm_decoder(const tw_model *m, twi_decoder *d) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    d->layers = g->layers;
+    d->heads = g->heads;
+    d->head_dim = tw_dim(g->word_embeddings.weight, 1) / g->heads;
+    d->vocab = g->vocab;
+    d->positions = g->max_positions;
+    return g->output_predict && (g->kind == TWI_HEAD_LM || g->kind == TWI_HEAD_BLANKS);
+}
+
+static const twi_model_type twi_glm_type = { "glm", "model.", sizeof(tw_glm), twi_glm_build, twi_glm_forward, twi_glm_set_dropout, twi_glm_decoder, NULL,
+                                             "max_sequence_length", "hidden_size", "num_layers", "num_attention_heads" };
+
+/* -- GLM-4 (GLM team 2024): transformers' `glm` and `glm4` ------------------------------------------------------------------
+   Easy to get wrong: the rotary pairs are neighbours (2i, 2i+1), and only the first part of each head is turned
+   (partial_rotary_factor); q, k and v have a bias, o has none; the gate is the first half of gate_up_proj; the head has
+   weights of its own. */
+typedef struct tw_rotary {
+    tw_embedding     embed_tokens;
+    tw_rotary_block *block;
+    tw_rms_norm      norm;
+    tw_linear        head;                       /* lm_head, or score */
+    float            head_dropout;
+    int64_t          layers, vocab, positions;
+    twi_head         kind;
+} tw_rotary;
+
+static bool twi_rotary_block_init(tw_model *m, tw_rotary_block *b, int64_t layer, int64_t width, int64_t inner, float eps) {
+    bool bias = twi_config_bool(m, "attention_bias", true);
+    b->layer = layer;
+    tw_enter(m, "layers", layer);
+    tw_enter(m, "self_attn", -1);
+    if (!tw_linear_init(m, &b->q_proj, "q_proj", width, b->heads * b->head_dim, bias) || !tw_linear_init(m, &b->k_proj, "k_proj", width, b->kv_heads * b->head_dim, bias) ||
+        !tw_linear_init(m, &b->v_proj, "v_proj", width, b->kv_heads * b->head_dim, bias) || !tw_linear_init(m, &b->o_proj, "o_proj", b->heads * b->head_dim, width, false)) return false;
+    tw_leave(m);
+    tw_enter(m, "mlp", -1);
+    if (!tw_linear_init(m, &b->gate_up_proj, "gate_up_proj", width, 2 * inner, false) || !tw_linear_init(m, &b->down_proj, "down_proj", inner, width, false)) return false;
+    tw_leave(m);
+    if (!tw_rms_norm_init(m, &b->input_layernorm, "input_layernorm", width, eps) || !tw_rms_norm_init(m, &b->post_attention_layernorm, "post_attention_layernorm", width, eps)) return false;
+    if (b->has_post_norms && (!tw_rms_norm_init(m, &b->post_self_attn_layernorm, "post_self_attn_layernorm", width, eps) ||
+                              !tw_rms_norm_init(m, &b->post_mlp_layernorm, "post_mlp_layernorm", width, eps))) return false;
+    tw_leave(m);
+    return true;
+}
+
+/* transformers 5 has the rotary settings in rope_parameters, 4 had them beside the others. */
+static float twi_config_rope(tw_model *m, const char *key, double otherwise, double low, double high) {
+    const tw_json *v = tw_json_get(twi_config_value(m, "rope_parameters"), key);
+    double x;
+    if (tw_json_type(v) == TW_JSON_NONE || tw_json_type(v) == TW_JSON_NULL) return twi_config_float(m, key, otherwise, low, high);
+    x = tw_json_number(v, low - 1);
+    if (!(x >= low && x <= high)) { twi_fail(m->region.tw, TW_E_CONFIG, "config: rope_parameters: %s is not a number in %g ... %g", key, low, high); x = low; }
+    return (float)x;
+}
+
+static bool twi_rotary_build(tw_model *m) {
+    tw_rotary *g = (tw_rotary *)m->net;
+    tw_context *tw = m->region.tw;
+    int64_t width = twi_config_int(m, "hidden_size", 4096, 1, 1 << 20), inner = twi_config_int(m, "intermediate_size", 13696, 1, 1 << 24), turned, i;
+    float eps = twi_config_float(m, "rms_norm_eps", 0.00000015625, 0, 1), part = twi_config_rope(m, "partial_rotary_factor", 0.5, 0, 1);
+    const tw_json *scaling = twi_config_value(m, twi_config_value(m, "rope_parameters") ? "rope_parameters" : "rope_scaling");
+    const char *kind = tw_json_string(tw_json_get(scaling, "rope_type"), tw_json_string(tw_json_get(scaling, "type"), "default"));
+    tw_rotary_block like;
+    memset(&like, 0, sizeof like);
+    like.heads = twi_config_int(m, "num_attention_heads", 32, 1, 1 << 16);
+    like.kv_heads = twi_config_int(m, "num_key_value_heads", 2, 1, like.heads);
+    like.head_dim = twi_config_int(m, "head_dim", 128, 1, 1 << 16);
+    turned = (int64_t)((double)like.head_dim * (double)part);
+    like.rotary_dim = (turned + 1) / 2 * 2;
+    like.theta = twi_config_rope(m, "rope_theta", 10000, 1e-3, 1e30);
+    if (turned % 2) like.theta = (float)pow((double)like.theta, (double)like.rotary_dim / (double)turned);   /* an odd number: theta^(-2i/turned), for one pair more */
+    like.activation = twi_config_activation(m, "hidden_act", "silu");
+    like.attention_dropout = twi_config_float(m, "attention_dropout", 0, 0, 0.999);
+    like.has_post_norms = strcmp(m->type->name, "glm4") == 0;
+    g->vocab = twi_config_int(m, "vocab_size", 151552, 1, INT32_MAX - 1);
+    g->positions = twi_config_int(m, "max_position_embeddings", 131072, 1, INT32_MAX - 2);
+    g->layers = twi_config_int(m, "num_hidden_layers", 40, 1, 4096);
+    g->kind = twi_head_of(m);
+    m->initializer_range = twi_config_float(m, "initializer_range", 0.02, 0, 1e6);
+    if (tw_failed(tw)) return false;
+    if (strcmp(kind, "default") != 0) { twi_fail(tw, TW_E_UNSUPPORTED, "config: rotary positions of rope_type \"%.40s\" are not known here", kind); return false; }
+    if (like.heads % like.kv_heads != 0) {
+        twi_fail(tw, TW_E_CONFIG, "config: num_attention_heads %lld is not a multiple of num_key_value_heads %lld", (long long)like.heads, (long long)like.kv_heads);
+        return false;
+    }
+    g->block = (tw_rotary_block *)twi_alloc(&m->region, (size_t)g->layers, sizeof *g->block);
+    if (!g->block) return false;
+    if (g->kind != TWI_HEAD_NONE) tw_enter(m, "model", -1);
+    if (!tw_embedding_init(m, &g->embed_tokens, "embed_tokens", g->vocab, width)) return false;
+    for (i = 0; i < g->layers; i++) {
+        g->block[i] = like;
+        if (!twi_rotary_block_init(m, &g->block[i], i, width, inner, eps)) return false;
+    }
+    if (!tw_rms_norm_init(m, &g->norm, "norm", width, eps)) return false;
+    if (g->kind == TWI_HEAD_NONE) return !tw_failed(tw);
+    tw_leave(m);
+    if (g->kind == TWI_HEAD_LM) {
+        if (!twi_config_bool(m, "tie_word_embeddings", false)) return tw_linear_init(m, &g->head, "lm_head", width, g->vocab, false);
+        g->head.model = m;
+        g->head.weight = g->embed_tokens.weight;
+        return twi_add_alias(m, "lm_head.weight", g->embed_tokens.weight);
+    }
+    g->head_dropout = twi_config_float(m, twi_config_value(m, "classifier_dropout") ? "classifier_dropout" : "hidden_dropout", 0.1, 0, 0.999);
+    return tw_linear_init(m, &g->head, "score", width, twi_config_labels(m), g->kind == TWI_HEAD_TOKEN);
+}
+
+static bool twi_rotary_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_rotary *g = (tw_rotary *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_tensor *ids = twi_input_ids(m, in, "input_ids"), *x;
+    int64_t past = pass->cache ? pass->cache->length : 0, i;
+    twi_stream stream;
+    tw_rotary_input how;
+    if (!ids) return false;
+    memset(&how, 0, sizeof how);
+    how.pass = pass;
+    if (!twi_input_like(m, in, "position_ids", ids, &how.positions) ||
+        !twi_key_mask(m, tw_batch_get(in, "attention_mask"), ids->shape[0], past + ids->shape[1], &how.key_mask)) return false;
+    if (!how.positions) how.positions = twi_positions(ids, past);
+    x = twi_stream_begin(&stream, tw_embedding_forward(&g->embed_tokens, ids), pass->hidden_states);
+    for (i = 0; x && how.positions && i < g->layers; i++) {
+        if (pass->hidden_states && !twi_numbered_output(out, "hidden_states", i, x)) return false;
+        how.block = &g->block[i];
+        x = twi_stream_next(&stream, x, m->checkpointing ? tw_checkpoint(tw, tw_rotary_block_forward, &how, sizeof how, &x, 1) : tw_rotary_block_forward(&how, &x));
+    }
+    if (!x || !how.positions) return false;
+    if (pass->last_token_only && g->kind == TWI_HEAD_LM) x = tw_slice(x, 1, x->shape[1] - 1, 1);
+    x = tw_rms_norm_forward(&g->norm, x);
+    if (pass->hidden_states && !twi_numbered_output(out, "hidden_states", g->layers, x)) return false;
+    if (!x || !twi_decoder_heads(m, g->kind, &g->head, g->head_dropout, x, ids, in, pass, out)) return false;
+    if (pass->cache) pass->cache->length += ids->shape[1];
+    return true;
+}
+
+static void twi_rotary_set_dropout(tw_model *m, float p) {
+    tw_rotary *g = (tw_rotary *)m->net;
+    int64_t i;
+    g->head_dropout = p;
+    for (i = 0; i < g->layers; i++) g->block[i].attention_dropout = p;
+}
+
+static bool twi_rotary_decoder(const tw_model *m, twi_decoder *d) {
+    const tw_rotary *g = (const tw_rotary *)m->net;
+    d->layers = g->layers;
+    d->heads = g->block[0].kv_heads;
+    d->head_dim = g->block[0].head_dim;
+    d->vocab = g->vocab;
+    d->positions = g->positions;
+    d->eos = 151329;
+    return g->kind == TWI_HEAD_LM;
+}
+
+static const twi_model_type twi_glm_hf_type = { "glm", "model.", sizeof(tw_rotary), twi_rotary_build, twi_rotary_forward, twi_rotary_set_dropout, twi_rotary_decoder, NULL,
+                                                "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" };
+static const twi_model_type twi_glm4_type = { "glm4", "model.", sizeof(tw_rotary), twi_rotary_build, twi_rotary_forward, twi_rotary_set_dropout, twi_rotary_decoder, NULL,
+                                              "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" };
+
 /* -- all models that can be opened: the class that config.json's `architectures` names, or the task asks for ---- */
 
 static const twi_model_class twi_model_classes[] = {           /* without class and task the first of its type */
@@ -7249,6 +8180,22 @@ static const twi_model_class twi_model_classes[] = {           /* without class 
     { "GPT2ForTokenClassification", &twi_gpt2_type, TWI_HEAD_TOKEN,    "token-classification" },
     { "GPT2ForQuestionAnswering",   &twi_gpt2_type, TWI_HEAD_QA,       "question-answering" },
     { "GPT2DoubleHeadsModel",       &twi_gpt2_type, TWI_HEAD_DOUBLE,   "multiple-choice" },
+    { "GLMModel",                   &twi_glm_type, TWI_HEAD_LM,         "lm" },
+    { "GLMForSeq2Seq",              &twi_glm_type, TWI_HEAD_BLANKS,     "seq2seq" },
+    { "GLMForSeq2Seq",              &twi_glm_type, TWI_HEAD_BLANKS,     "title-generation" },
+    { "GLMForSeq2Seq",              &twi_glm_type, TWI_HEAD_BLANKS,     "poetry" },
+    { "GLMForSequenceClassification", &twi_glm_type, TWI_HEAD_SEQUENCE, "classification" },
+    { "GLMForMultiTokenCloze",      &twi_glm_type, TWI_HEAD_CLOZE,      "multi-token-cloze" },
+    { "GLMForMultiTokenClozeFast",  &twi_glm_type, TWI_HEAD_FAST_CLOZE, "multi-token-cloze-fast" },
+    { "GLMForSingleTokenCloze",     &twi_glm_type, TWI_HEAD_ONE_CLOZE,  "single-token-cloze" },
+    { "GlmForCausalLM",             &twi_glm_hf_type, TWI_HEAD_LM,      "lm" },
+    { "GlmModel",                   &twi_glm_hf_type, TWI_HEAD_NONE,    "embedding" },
+    { "GlmForSequenceClassification", &twi_glm_hf_type, TWI_HEAD_SEQUENCE, "classification" },
+    { "GlmForTokenClassification",  &twi_glm_hf_type, TWI_HEAD_TOKEN,   "token-classification" },
+    { "Glm4ForCausalLM",            &twi_glm4_type, TWI_HEAD_LM,        "lm" },
+    { "Glm4Model",                  &twi_glm4_type, TWI_HEAD_NONE,      "embedding" },
+    { "Glm4ForSequenceClassification", &twi_glm4_type, TWI_HEAD_SEQUENCE, "classification" },
+    { "Glm4ForTokenClassification", &twi_glm4_type, TWI_HEAD_TOKEN,     "token-classification" },
 #define TWI_BERT_CLASSES(prefix, type, causal)                                         \
     { prefix "Model",                     type, TWI_HEAD_NONE,     "embedding" },            \
     { prefix "ForMaskedLM",               type, TWI_HEAD_MASKED,   "masked-lm" },            \
@@ -7266,6 +8213,15 @@ static const twi_model_class twi_model_classes[] = {           /* without class 
 };
 enum { TWI_MODEL_CLASSES = (int)(sizeof twi_model_classes / sizeof *twi_model_classes) };
 
+/* Is this the type that the config means?  Two families call themselves "glm": FlagAI's has num_layers, transformers'
+   num_hidden_layers; and FlagAI's files may have no model_type at all. */
+static bool twi_is_of_type(const twi_model_type *t, const tw_json *config, const char *type, const char *name) {
+    bool flagai = tw_json_type(tw_json_get(config, "num_layers")) != TW_JSON_NONE || (name && strncmp(name, "GLM", 3) == 0);
+    if (!type[0] && tw_json_type(tw_json_get(config, "block_position_encoding")) != TW_JSON_NONE) type = "glm";
+    if (t == &twi_glm_type || t == &twi_glm_hf_type) return strcmp(type, "glm") == 0 && (t == &twi_glm_type) == flagai;
+    return strcmp(t->name, type) == 0;
+}
+
 /* By `task` if there is one, else by architectures[0], else the model type's first. */
 static const twi_model_class *twi_find_class(tw_context *tw, const tw_json *config, const char *task) {
     const char *type = tw_json_string(tw_json_get(config, "model_type"), "");
@@ -7279,7 +8235,7 @@ static const twi_model_class *twi_find_class(tw_context *tw, const tw_json *conf
     }
     for (i = 0; i < TWI_MODEL_CLASSES; i++) {
         const twi_model_class *c = &twi_model_classes[i];
-        bool of_type = type[0] ? strcmp(c->type->name, type) == 0 : name && strcmp(c->name, name) == 0;
+        bool of_type = twi_is_of_type(c->type, config, type, name) || (!type[0] && name && strcmp(c->name, name) == 0);
         if (task && of_type && strcmp(c->task, task) == 0) return c;
         if (!task && name && of_type && strcmp(c->name, name) == 0) return c;
         if (of_type && !first) first = c;
@@ -14624,7 +15580,8 @@ TWDEF bool tw_add_metric(tw_model *model, const char *name, tw_phase phase) {
 
 /* Does the language model's head compare the logits at t with the label at t + 1? */
 static bool twi_shifts_labels(const tw_model *m) {
-    return m->type && (m->type == &twi_gpt2_type || m->type->build == twi_bert_build) && (twi_head_of(m) == TWI_HEAD_LM || twi_head_of(m) == TWI_HEAD_DOUBLE);
+    bool decoder = m->type && (m->type == &twi_gpt2_type || m->type->build == twi_bert_build || m->type->build == twi_rotary_build);
+    return decoder && (twi_head_of(m) == TWI_HEAD_LM || twi_head_of(m) == TWI_HEAD_DOUBLE);
 }
 
 static bool twi_metric_wants_logits(const twi_training *t, tw_phase phase) {

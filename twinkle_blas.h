@@ -311,6 +311,9 @@ typedef struct twb_attention_args {
     float scale;                                                    /* usually 1 / sqrt(head_dim) */
     /* query i stands at position query_start + i: with causal it sees keys 0 ... query_start + i */
     bool causal; ptrdiff_t query_start;
+    /* [batch] (prefix_batch 1, or 0: one for all) or NULL: with causal, every query sees the first prefix keys too.  A prefix
+       language model (Raffel et al. 2020; GLM, Du et al. 2022) reads its context in both directions, and writes causally */
+    const int32_t *prefix; ptrdiff_t prefix_batch;
     const unsigned char *key_mask; ptrdiff_t key_mask_batch;        /* [batch, tk], 0 hides a key; or NULL */
     /* [batch, tq, tk], 0 hides; strides may be 0; or NULL */
     const unsigned char *mask; ptrdiff_t mask_batch, mask_row;
@@ -1137,9 +1140,11 @@ typedef struct twb_attention_job {
     size_t worker_floats;
 } twb_attention_job;
 
-/* How many of the keys query i sees, with `causal` alone. */
-static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, ptrdiff_t i) {
+/* How many of the keys query i of batch b sees, with `causal` and `prefix` alone.  It never falls from one query to the
+   next: tiles and strips below rest on that. */
+static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t i) {
     ptrdiff_t n = a->causal ? a->query_start + i + 1 : a->tk;
+    if (a->prefix && n < (ptrdiff_t)a->prefix[b * a->prefix_batch]) n = (ptrdiff_t)a->prefix[b * a->prefix_batch];
     return n < 0 ? 0 : twb_min_size(n, a->tk);
 }
 
@@ -1147,7 +1152,7 @@ static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, p
    log-sum-exp. */
 static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i,
                                            double *p, double *out) {
-    const ptrdiff_t kv = h / (a->heads / a->kv_heads), n = twb_attention_visible(a, i);
+    const ptrdiff_t kv = h / (a->heads / a->kv_heads), n = twb_attention_visible(a, b, i);
     const float *q = a->q + b * a->q_batch + h * a->q_head + i * a->q_row;
     double top = -HUGE_VAL, sum = 0;
     ptrdiff_t j, d;
@@ -1937,9 +1942,9 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     memset(job, 0, sizeof *job);
     *a = *args;
     group = a->heads / (a->kv_heads > 0 ? a->kv_heads : 1);
-    if (!backward && a->tq == 1 && group > 1) {
+    if (!backward && a->tq == 1 && group > 1 && !a->prefix) {
         /* One query of grouped heads: the heads of a group are the rows of one strip, and their keys are read once. */
-        a->tk = twb_attention_visible(a, 0);
+        a->tk = twb_attention_visible(a, 0, 0);
         a->causal = false;
         a->tq = group; a->heads = a->kv_heads;
         a->q_row = a->q_head; a->q_head *= group;
@@ -4638,7 +4643,7 @@ TWB_VFN twb_stream TWB_NAME(twb_att_stream)(const twb_attention_args *a, ptrdiff
 TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i0,
                                       ptrdiff_t i1, ptrdiff_t coming, float *scratch) {
     const twb_attention_args *a = &job->a;
-    const ptrdiff_t kv = h / (a->heads / a->kv_heads), D = a->head_dim, keys_end = twb_attention_visible(a, i1 - 1);
+    const ptrdiff_t kv = h / (a->heads / a->kv_heads), D = a->head_dim, keys_end = twb_attention_visible(a, b, i1 - 1);
     const float *k = a->k + b * a->k_batch + kv * a->k_head, *v = a->v + b * a->v_batch + kv * a->v_head;
     const float *q = a->q + b * a->q_batch + h * a->q_head;
     float *out = a->out + b * a->out_batch + h * a->out_head;
@@ -4653,7 +4658,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
     ptrdiff_t j0, i, j, d;
     int r;
     twb_store(scale, twb_set1(a->scale));
-    for (i = i0; i < i1 && !twb_attention_visible(a, i); i++) {     /* queries that see nothing come first */
+    for (i = i0; i < i1 && !twb_attention_visible(a, b, i); i++) {     /* queries that see nothing come first */
         for (d = 0; d < D; d++) out[i * a->out_row + d] = 0.0f;
         if (lse) twb_storen(lse + i, none, 1);
     }
@@ -4671,7 +4676,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
         }
         for (i = i0; i < i1; i += TWB_ATT_GROUP) {
             const int rows = (int)twb_min_size(TWB_ATT_GROUP, i1 - i);
-            const ptrdiff_t seen = twb_attention_visible(a, i + rows - 1), strip_keys = twb_min_size(keys, seen - j0);
+            const ptrdiff_t seen = twb_attention_visible(a, b, i + rows - 1), strip_keys = twb_min_size(keys, seen - j0);
             float *top = tops + (i - i0) / TWB_ATT_GROUP * 16, *sum = sums + (i - i0) / TWB_ATT_GROUP * 16;
             const bool first = j0 == 0, last = seen - j0 <= TWB_ATT_KEYS;
             twb_v old_top, new_top, shifts, total, factor;
@@ -4682,7 +4687,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
                             strip, TWB_ATT_STRIP, NULL, scale);
             twb_store(each, none);                                 /* the rows' maxima */
             for (r = 0; r < rows; r++) {
-                const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, i + r) - j0);
+                const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, b, i + r) - j0);
                 if (n <= 0) continue;
                 if (hidden) twb_att_hide(a, b, h, i + r, j0, n, strip + r * TWB_ATT_STRIP);
                 each[r] = TWB_NAME(twb_row_max)(strip + r * TWB_ATT_STRIP, n);
@@ -4694,7 +4699,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             twb_store(gain, shifts);
             twb_store(each, zero);                                 /* the rows' sums */
             for (r = 0; r < rows; r++) {
-                const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, i + r) - j0);
+                const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, b, i + r) - j0);
                 const twb_stream stream = TWB_NAME(twb_att_stream)(a, b, h, i + r);
                 const twb_v shift = twb_set1(gain[r]);
                 float *s = strip + r * TWB_ATT_STRIP;
@@ -4776,7 +4781,7 @@ TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const
                       t->d_out_rows, W);
     for (i = 0; i < queries; i += TWB_ATT_GROUP) {
         const int rows = (int)twb_min_size(TWB_ATT_GROUP, queries - i);
-        const ptrdiff_t strip_keys = twb_min_size(keys, twb_attention_visible(a, q0 + i + rows - 1) - j0);
+        const ptrdiff_t strip_keys = twb_min_size(keys, twb_attention_visible(a, b, q0 + i + rows - 1) - j0);
         const ptrdiff_t strip_whole = (strip_keys + 15) / 16 * 16;
         float *p = t->p + i * TWB_ATT_BACK_STRIP, *ds = t->ds + i * TWB_ATT_BACK_STRIP;
         reach[i / TWB_ATT_GROUP] = strip_keys;
@@ -4786,7 +4791,7 @@ TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const
         twb_att_product(rows, strip_whole, false, D, t->d_out_rows + i * W, W, 1, t->value_panels, 16, 16 * D,
                         ds, TWB_ATT_BACK_STRIP, NULL, ones);
         for (r = 0; r < rows; r++) {
-            const ptrdiff_t at = q0 + i + r, n = twb_min_size(strip_keys, twb_attention_visible(a, at) - j0);
+            const ptrdiff_t at = q0 + i + r, n = twb_min_size(strip_keys, twb_attention_visible(a, b, at) - j0);
             const ptrdiff_t bias_at = b * a->bias_batch + h * a->bias_head + at * a->bias_row + j0;
             if (hidden && n > 0) twb_att_hide(a, b, h, at, j0, n, p + r * TWB_ATT_BACK_STRIP);
             TWB_NAME(twb_att_slopes)(a, TWB_NAME(twb_att_stream)(a, b, h, at), j0, n, whole, lse[at], t->delta[at],
@@ -4851,7 +4856,7 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
                               sum);
             t.delta[i] = twb_hsum(sum);
             /* its strip sees nothing: nobody will write here */
-            if (!g->accumulate && !twb_attention_visible(a, group_end - 1))
+            if (!g->accumulate && !twb_attention_visible(a, b, group_end - 1))
                 for (d = 0; d < D; d++) dq[i * g->dq_row + d] = 0.0f;
         }
         for (j0 = 0; j0 < a->tk; j0 += TWB_ATT_BACK_KEYS) {
@@ -4866,7 +4871,7 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
             }
             for (q0 = 0; q0 < a->tq; q0 += TWB_ATT_BACK_QUERIES) {
                 const ptrdiff_t queries = twb_min_size(TWB_ATT_BACK_QUERIES, a->tq - q0);
-                if (twb_attention_visible(a, q0 + queries - 1) > j0)
+                if (twb_attention_visible(a, b, q0 + queries - 1) > j0)
                     TWB_NAME(twb_att_backward_block)(job, &t, b, h, q0, queries, j0, keys);
             }
             TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, dk + j0 * g->dk_row, g->dk_row);

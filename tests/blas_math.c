@@ -518,7 +518,7 @@ static void check_rows(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t pad) {
 typedef struct attention_case { ptrdiff_t batch, heads, kv_heads, tq, tk, dim; bool causal; ptrdiff_t start; int masks;
     float dropout; bool fused, accumulate; } attention_case;
 /* a bias for each head of each batch; one for each head; one for all */
-enum { KEY_MASK = 1, FULL_MASK = 2, BIAS = 4, SHARED_BIAS = 8, ONE_BIAS = 16 };
+enum { KEY_MASK = 1, FULL_MASK = 2, BIAS = 4, SHARED_BIAS = 8, ONE_BIAS = 16, PREFIX = 32, ONE_PREFIX = 64 };
 
 typedef struct attention_run {
     attention_case c;
@@ -557,6 +557,8 @@ static void check_attention(const attention_case *c) {
     attention_run t;
     const ptrdiff_t B = c->batch, H = c->heads, K = c->kv_heads, M = c->tq, N = c->tk, D = c->dim,
             width = (H + 2 * K) * D;
+    /* a prefix that ends within a tile, none, and one past the last key */
+    const int32_t prefix[3] = { (int32_t)(2 * N / 3), 0, (int32_t)(N + 5) };
     ptrdiff_t b, h, i, j, d;
     float *out, *qkv;
     double *p, *row, *all_out, *dq, *dk, *dv, *d_bias;
@@ -592,6 +594,7 @@ static void check_attention(const attention_case *c) {
     }
     if (c->masks & KEY_MASK) { t.a.key_mask = t.key_mask; t.a.key_mask_batch = N; }
     if (c->masks & FULL_MASK) { t.a.mask = t.mask; t.a.mask_batch = M * N; t.a.mask_row = N; }
+    if (c->masks & (PREFIX | ONE_PREFIX)) { t.a.prefix = prefix; t.a.prefix_batch = c->masks & PREFIX ? 1 : 0; }
     if (t.bias_count) { t.a.bias = t.bias; t.a.bias_batch = c->masks & BIAS ? H * M * N : 0;
         t.a.bias_head = c->masks & ONE_BIAS ? 0 : M * N; t.a.bias_row = N; }
     t.a.dropout = c->dropout; t.a.dropout_seed = 99;
@@ -653,7 +656,7 @@ static void check_attention(const attention_case *c) {
     near("attention dq, dk, dv", (ptrdiff_t)(t.q_count + 2 * t.k_count), out + t.out_count + t.lse_count, dq, 1e-5);
     if (t.bias_count) near("attention d_bias", (ptrdiff_t)t.bias_count, out + t.out_count + t.lse_count + t.q_count
                            + 2 * t.k_count, d_bias, 1e-5);
-    if (c->causal && M > 1 && !c->masks && !(c->dropout > 0)) {    /* the last query alone has the same bits */
+    if (c->causal && M > 1 && !(c->masks & ~(PREFIX | ONE_PREFIX)) && !(c->dropout > 0)) {    /* the last query alone has the same bits */
         const twb_cpu cpu = one_thread();
         twb_attention_args one = t.a;
         float *alone = numbers(B * H * D, 0);
@@ -692,7 +695,11 @@ static void check_attentions(void) {
         { 1, 6, 6, 150, 150, 16, true, 0, 0, 0, true, false },
         /* heads and batches that share a bias share its gradient too, whoever computes it */
         { 6, 3, 3, 60, 150, 16, false, 0, SHARED_BIAS, 0, false, false },
-        { 2, 6, 2, 90, 100, 16, false, 0, ONE_BIAS, 0, false, false }
+        { 2, 6, 2, 90, 100, 16, false, 0, ONE_BIAS, 0, false, false },
+        /* causal behind a prefix that is read in both directions */
+        { 3, 2, 2, 50, 50, 16, true, 0, PREFIX, 0, true, false }, { 3, 4, 2, 300, 300, 24, true, 0, PREFIX, 0, false, true },
+        { 2, 3, 1, 40, 340, 20, true, 300, ONE_PREFIX, 0, false, false }, { 3, 2, 2, 1, 40, 16, true, 20, PREFIX, 0, false, false },
+        { 3, 4, 2, 1, 40, 16, true, 20, PREFIX | KEY_MASK, 0, false, false }, { 3, 2, 1, 61, 61, 33, true, -9, PREFIX | BIAS, 0.2f, false, false }
     };
     size_t i;
     for (i = 0; i < sizeof cases / sizeof *cases; i++) check_attention(&cases[i]);
