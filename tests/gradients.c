@@ -133,6 +133,15 @@ static tw_tensor *do_attention_mask(tw_tensor *const *p) {
     tw_training(tw, was);
     return y;
 }
+static tw_tensor *do_attention_prefix(tw_tensor *const *p) {
+    static const int32_t prefix[2] = { 4, 0 };
+    tw_attention_desc how;
+    memset(&how, 0, sizeof how);
+    how.causal = true;
+    how.query_start = 1;
+    how.prefix = tw_ids(tw, tw_shape1(2), prefix);
+    return tw_attention(p[0], p[1], p[2], &how);
+}
 /* q, k and v as three parts of one tensor, as GPT-2 has them */
 static tw_tensor *do_attention_fused(tw_tensor *const *p) {
     tw_attention_desc how;
@@ -234,7 +243,7 @@ int main(void) {
     { tw_tensor *x = param(tw_shape4(2, 3, 2, 9), -1, 1); check("rope", do_rope, &x, 1, 2e-3); check("rope by halves", do_rope_halves, &x, 1, 2e-3); }
     { tw_tensor *p[4]; p[0] = param(tw_shape4(2, 3, 4, 5), -1, 1); p[1] = param(tw_shape4(2, 5, 2, 5), -1, 1); p[2] = param(tw_shape4(2, 5, 2, 5), -1, 1); p[3] = param(tw_shape4(1, 4, 3, 5), -1, 1);
       check("attention, causal, grouped heads", do_attention, p, 3, 2e-3); check("attention, bias and key mask", do_attention_bias, p, 4, 2e-3);
-      check("attention, mask and dropout", do_attention_mask, p, 3, 2e-3); }
+      check("attention, mask and dropout", do_attention_mask, p, 3, 2e-3); check("attention, prefix", do_attention_prefix, p, 3, 2e-3); }
     { tw_tensor *x = param(tw_shape3(2, 5, 18), -1, 1); check("attention, fused", do_attention_fused, &x, 1, 2e-3); }
     { tw_tensor *p[2]; p[0] = param(tw_shape3(2, 4, 7), -2, 2); p[1] = param(tw_shape3(2, 4, 7), 0, 1); check("cross_entropy", do_cross_entropy, p, 1, 2e-3); check("bce", do_bce, p, 2, 2e-3); check("mse", do_mse, p, 2, 2e-3); }
     { tw_tensor *p[2]; p[0] = param(tw_shape3(2, 4, 5), -1, 1); p[1] = param(tw_shape2(7, 5), -1, 1); check("linear_cross_entropy", do_head_loss, p, 2, 2e-3); }
