@@ -550,8 +550,14 @@ TWBDEF float    twb_log1(float x);
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#  define TWB_INLINE static inline __attribute__((always_inline, unused))
 #  define TWB_UNUSED __attribute__((unused))
+/* Without optimization nothing is gained by copying a function into its callers but a long wait for the compiler. */
+#  ifdef __OPTIMIZE__
+#    define TWB_INLINE static inline __attribute__((always_inline, unused))
+#  else
+#    define TWB_INLINE static inline TWB_UNUSED
+#  endif
+#  define TWB_APART __attribute__((noinline))
 #  define TWB_RESTRICT __restrict__
 #  define TWB_PREFETCH(p) __builtin_prefetch(p)
 #  define TWB_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
@@ -559,6 +565,7 @@ TWBDEF float    twb_log1(float x);
 #elif defined(_MSC_VER)
 #  define TWB_INLINE static __forceinline
 #  define TWB_UNUSED
+#  define TWB_APART __declspec(noinline)
 #  define TWB_RESTRICT __restrict
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
@@ -566,6 +573,7 @@ TWBDEF float    twb_log1(float x);
 #else
 #  define TWB_INLINE static inline
 #  define TWB_UNUSED
+#  define TWB_APART
 #  define TWB_RESTRICT
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
@@ -700,7 +708,7 @@ TWBDEF float twb_log1(float x) {
    Three ideas make a product fast; everything else is bookkeeping.
 
    1. THE MICRO-KERNEL keeps a tile of C in registers and walks down k.  A step of k loads one row of the
-      tile's B (TWB_NP vectors), broadcasts one number of A for each row of the tile, and does a
+      tile's B (P vectors), broadcasts one number of A for each row of the tile, and does a
       multiply-add for each pair.  With R rows and P vectors that is R P multiply-adds for R + P loads, and
       a processor that starts two of each in a cycle is busy multiplying as soon as R P > R + P.
 
@@ -712,8 +720,9 @@ TWBDEF float twb_log1(float x) {
 
       Taller than wide would do as well for the count; wide is better, because a row of the tile is
       whole cache lines of C.  The latency of a multiply-add (4 cycles, two at a time) asks for 8
-      independent sums at least: all tiles have more.  A kernel exists for each R from 1 to the full
-      height, and m rows are cut into tiles of as equal heights as can be: 64 = 13+13+13+13+12.
+      independent sums at least: all full tiles have more.  A kernel exists for each R from 1 to the full
+      height, and m rows are cut into tiles of as equal heights as can be: 64 = 13+13+13+13+12.  Low tiles
+      are wider, for the sake of the 8 sums: a single row takes 4 panels at a time.
 
    2. PACKING puts what the micro-kernel reads next to each other in the order in which it reads.  B goes
       into panels of 16 columns, one after another, each [k][16]: the kernel then reads one unbroken
@@ -813,7 +822,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (flops < 4e6 && bytes < 1e6) workers = 1;        /* some 20 microseconds: starting threads would cost a good part of it */
 
     if (!g->trans_a) {
-        if (g->b_packed) { if (g->m <= 4 || (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32)) job->way = TWB_WAY_PACKED; }
+        if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
         else if (g->trans_b) { if (g->m <= TWB_SKINNY_ROWS) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
     }
@@ -1106,9 +1115,9 @@ static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *l
 
    Causal: a strip ends at the last key that one of its 12 queries sees; only there keys are hidden one by one.
 
-   The micro-kernel has 12 rows x 2 vectors on AVX-512 (24 sums, 2 of B, 1 broadcast), 6 x 1 twb_v elsewhere.  Twelve
-   rows, not the product's fourteen, because the strips of every kernel set must end at the same key for the
-   bits to be the same, and 12 is twice 6.
+   The micro-kernels are the product's (chapter 04): 12 x 32 on AVX-512, twice 6 x 16 elsewhere.  Twelve rows, not
+   AVX-512's fourteen, because the strips of every kernel set must end at the same key for the bits to be the same, and
+   12 is twice 6.  exp(m - m') and 1/l are the factors beta and alpha of a row, so no pass of its own applies them.
 
    BACKWARD.  With dO given, D_i = sum_d dO_id O_id, and P computed again from the kept log-sum-exp:
        dV = P^T dO,   dP = dO V^T,   dS = P (dP - D),   dQ = scale dS K,   dK = scale dS^T Q.
@@ -2354,7 +2363,12 @@ TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *a
 #if TWB_PASS == TWB_PASS_PLAIN
 #  define TWB_NAME(x) x##_plain
 #  define TWB_FN TWB_UNUSED static
-#  define TWB_VFN TWB_UNUSED static
+/* Beside faster sets plain C only defines what they must give, and is not worth copies of its functions. */
+#  if TWB_X86 || TWB_ARM
+#    define TWB_VFN TWB_APART TWB_UNUSED static
+#  else
+#    define TWB_VFN TWB_UNUSED static
+#  endif
 typedef struct { float f[16]; } TWB_NAME(twb_v);
 typedef struct { uint32_t u[16]; } TWB_NAME(twb_vi);
 #elif TWB_PASS == TWB_PASS_NEON
@@ -2376,20 +2390,16 @@ typedef struct { __m256i a, b; } TWB_NAME(twb_vi);
 typedef __m512  TWB_NAME(twb_v);
 typedef __m512i TWB_NAME(twb_vi);
 #endif
-/* Unroll the next loop: completely where its count is a constant below 32, or by 4.  An array of
+/* Unroll the next loop completely: its count is a constant below 32.  An array of
    vectors lives in registers only if every loop over it is unrolled completely. */
 #if TWB_PASS == TWB_PASS_PLAIN
 #  define TWB_UNROLL
-#  define TWB_UNROLL4
 #elif defined(__clang__)
 #  define TWB_UNROLL  _Pragma("clang loop unroll(full)")
-#  define TWB_UNROLL4 _Pragma("clang loop unroll_count(4)")
 #elif defined(__GNUC__)
 #  define TWB_UNROLL  _Pragma("GCC unroll 32")
-#  define TWB_UNROLL4 _Pragma("GCC unroll 4")
 #else
 #  define TWB_UNROLL
-#  define TWB_UNROLL4
 #endif
 #define twb_v  TWB_NAME(twb_v)
 #define twb_vi TWB_NAME(twb_vi)
@@ -2875,15 +2885,14 @@ TWB_VFN twb_v twb_vact_grad(twb_activation act, twb_v x) {
 
 /* ---- [twb:04] matrix product: the kernels ---------------------------------------------------- */
 #if TWB_PASS == TWB_PASS_AVX512
-enum { TWB_NAME(twb_rows) = 14, TWB_NAME(twb_panels) = 2, TWB_NAME(twb_a_step) = 16 };
+enum { TWB_NAME(twb_rows) = 14, TWB_NAME(twb_tile_vectors) = 28 };
 #elif TWB_PASS == TWB_PASS_PLAIN
-enum { TWB_NAME(twb_rows) = 4, TWB_NAME(twb_panels) = 1, TWB_NAME(twb_a_step) = 8 };
+enum { TWB_NAME(twb_rows) = 4, TWB_NAME(twb_tile_vectors) = 4 };
 #else
-enum { TWB_NAME(twb_rows) = 6, TWB_NAME(twb_panels) = 1, TWB_NAME(twb_a_step) = 8 };
+enum { TWB_NAME(twb_rows) = 6, TWB_NAME(twb_tile_vectors) = 6 };
 #endif
-#define TWB_ROWS   TWB_NAME(twb_rows)      /* the tallest tile */
-#define TWB_NP     TWB_NAME(twb_panels)    /* its panels of 16 columns */
-#define TWB_A_STEP TWB_NAME(twb_a_step)    /* floats from k to k in a strip of A packed k by k */
+#define TWB_ROWS         TWB_NAME(twb_rows)             /* the tallest tile */
+#define TWB_TILE_VECTORS TWB_NAME(twb_tile_vectors)     /* sums of the largest */
 
 /* sixteen weights of the given type, widened; or the first n of them */
 TWB_VFN twb_v TWB_NAME(twb_widen)(const twb_type type, const void *b, ptrdiff_t at) {
@@ -2891,120 +2900,143 @@ TWB_VFN twb_v TWB_NAME(twb_widen)(const twb_type type, const void *b, ptrdiff_t 
     if (type == TWB_BF16) return twb_load_bf16((const uint16_t *)b + at);
     return twb_load((const float *)b + at);
 }
-TWB_VFN twb_v TWB_NAME(twb_widenn)(const twb_type type, const void *b, ptrdiff_t at, int n) {
-    if (n >= 16) return TWB_NAME(twb_widen)(type, b, at);
-    if (type != TWB_F32) {
-        uint16_t words[16] = {0};
-        if (n > 0) memcpy(words, (const uint16_t *)b + at, (size_t)n * sizeof *words);
-        return type == TWB_F16 ? twb_load_f16(words) : twb_load_bf16(words);
-    }
-    return twb_loadn((const float *)b + at, n);
+TWB_VFN twb_v TWB_NAME(twb_get_type)(const void *p, twb_type type, ptrdiff_t at, ptrdiff_t n) {
+    uint16_t words[16] = {0};
+    const uint16_t *h = (const uint16_t *)p + at;
+    if (type == TWB_F32) return twb_get((const float *)p + at, n);
+    if (n < 16) { memcpy(words, h, (size_t)n * sizeof *words); h = words; }
+    return type == TWB_F16 ? twb_load_f16(h) : twb_load_bf16(h);
 }
 
-/* Where a tile goes: c = alpha p + (prior ? beta c : nothing), and after the last block of k the epilogue. */
+/* Where a tile goes: c = alpha[r] p + beta[r] c in row r, or alpha[r] p where `beta` is NULL: then C is not read. */
 typedef struct TWB_NAME(twb_tile) {
     float *c; ptrdiff_t ldc;
     ptrdiff_t rows, columns;
-    bool prior;
-    float alpha, beta;
+    const float *alpha, *beta;
 } TWB_NAME(twb_tile);
 
 /* The sums of a block of k, [rows][width], into columns of C of which the last 16 may not all exist. */
 TWB_FN void TWB_NAME(twb_store_sums)(const float *sums, ptrdiff_t width, const TWB_NAME(twb_tile) *t) {
-    twb_v alpha = twb_set1(t->alpha), beta = twb_set1(t->beta);
     ptrdiff_t r, j;
     for (r = 0; r < t->rows; r++) {
         float *c = t->c + r * t->ldc;
+        const twb_v alpha = twb_set1(t->alpha[r]), beta = twb_set1(t->beta ? t->beta[r] : 0.0f);
         for (j = 0; j < t->columns; j += 16) {
-            const int n = (int)twb_min_size(t->columns - j, 16);
-            twb_v p = twb_mul(alpha, twb_load(sums + r * width + j));
-            if (t->prior) p = twb_fma(alpha, twb_load(sums + r * width + j), twb_mul(beta, twb_loadn(c + j, n)));
-            if (n == 16) twb_store(c + j, p); else twb_storen(c + j, p, n);
+            twb_v p = twb_load(sums + r * width + j);
+            p = t->beta ? twb_fma(alpha, p, twb_mul(beta, twb_get(c + j, t->columns - j))) : twb_mul(alpha, p);
+            twb_put(c + j, p, t->columns - j);
         }
     }
 }
 
-/* The micro-kernel: R rows (known to the compiler) by TWB_NP panels.  A is a strip: row r at a + r a_row
-   read along k, or, `by_k`, packed with the strip's rows side by side at each k.  B: vector p of row k is
-   at b + k b_row + p b_panel, which fits packed panels and a matrix read in place. */
-TWB_VFN void TWB_NAME(twb_kernel)(const int R, const bool by_k, ptrdiff_t kc, const float *a, ptrdiff_t a_row,
+/* The micro-kernel: R rows by P panels, both known to the compiler.  Number k of row r of A is at a + r a_row + k a_step;
+   vector p of row k of B at b + k b_row + p b_panel, which fits packed panels and a matrix read in place. */
+TWB_VFN void TWB_NAME(twb_kernel)(const int R, const int P, ptrdiff_t kc, const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
                                   const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, const TWB_NAME(twb_tile) *t) {
-    twb_v sum[TWB_ROWS * TWB_NP], row[TWB_NP];
+    twb_v sum[TWB_TILE_VECTORS], row[4];
+    float *c = t->c;
+    const float *alpha = t->alpha, *beta = t->beta;
+    const ptrdiff_t ldc = t->ldc;
     ptrdiff_t k;
     int r, p;
     TWB_UNROLL
-    for (r = 0; r < R * TWB_NP; r++) sum[r] = twb_set1(0.0f);
-    if (t->prior) {                                            /* C will be wanted in a few thousand cycles */
+    for (r = 0; r < R * P; r++) sum[r] = twb_set1(0.0f);
+    if (beta) {                                                /* C will be wanted in a few thousand cycles */
         TWB_UNROLL
         for (r = 0; r < R; r++) {
-            TWB_PREFETCH_L2(t->c + r * t->ldc);
-            if (TWB_NP > 1) TWB_PREFETCH_L2(t->c + r * t->ldc + 16);
+            TWB_UNROLL
+            for (p = 0; p < P; p++) TWB_PREFETCH_L2(c + r * ldc + p * 16);
         }
     }
-    TWB_UNROLL4
     for (k = 0; k < kc; k++) {
         TWB_UNROLL
-        for (p = 0; p < TWB_NP; p++) row[p] = twb_load(b + p * b_panel);
+        for (p = 0; p < P; p++) row[p] = twb_load(b + p * b_panel);
         TWB_UNROLL
         for (r = 0; r < R; r++) {
-            twb_v x = twb_set1(by_k ? a[r] : a[r * a_row]);
+            twb_v x = twb_set1(a[r * a_row]);
             TWB_UNROLL
-            for (p = 0; p < TWB_NP; p++) sum[r * TWB_NP + p] = twb_fma(x, row[p], sum[r * TWB_NP + p]);
+            for (p = 0; p < P; p++) sum[r * P + p] = twb_fma(x, row[p], sum[r * P + p]);
         }
-        a += by_k ? TWB_A_STEP : 1;
+        a += a_step;
         b += b_row;
     }
-    if (t->columns == TWB_NP * 16) {
-        twb_v alpha = twb_set1(t->alpha), beta = twb_set1(t->beta);
-        float *c = t->c;
-        if (t->prior) {
+    if (t->columns < P * 16) {
+        float sums[TWB_TILE_VECTORS * 16];
+        TWB_UNROLL
+        for (r = 0; r < R * P; r++) twb_store(sums + r * 16, sum[r]);
+        TWB_NAME(twb_store_sums)(sums, P * 16, t);
+    } else if (beta) {
+        TWB_UNROLL
+        for (r = 0; r < R; r++, c += ldc) {
+            twb_v gain = twb_set1(alpha[r]), keep = twb_set1(beta[r]);
             TWB_UNROLL
-            for (r = 0; r < R; r++) {
-                TWB_UNROLL
-                for (p = 0; p < TWB_NP; p++) twb_store(c + p * 16, twb_fma(alpha, sum[r * TWB_NP + p], twb_mul(beta, twb_load(c + p * 16))));
-                c += t->ldc;
-            }
-        } else {
-            TWB_UNROLL
-            for (r = 0; r < R; r++) {
-                TWB_UNROLL
-                for (p = 0; p < TWB_NP; p++) twb_store(c + p * 16, twb_mul(alpha, sum[r * TWB_NP + p]));
-                c += t->ldc;
-            }
+            for (p = 0; p < P; p++) twb_store(c + p * 16, twb_fma(gain, sum[r * P + p], twb_mul(keep, twb_load(c + p * 16))));
         }
     } else {
-        float sums[TWB_ROWS * TWB_NP * 16];
         TWB_UNROLL
-        for (r = 0; r < R * TWB_NP; r++) twb_store(sums + r * 16, sum[r]);
-        TWB_NAME(twb_store_sums)(sums, TWB_NP * 16, t);
+        for (r = 0; r < R; r++, c += ldc) {
+            twb_v gain = twb_set1(alpha[r]);
+            TWB_UNROLL
+            for (p = 0; p < P; p++) twb_store(c + p * 16, twb_mul(gain, sum[r * P + p]));
+        }
     }
 }
 
-typedef void (*TWB_NAME(twb_kernel_fn))(ptrdiff_t, const float *, ptrdiff_t, const float *, ptrdiff_t, ptrdiff_t, const TWB_NAME(twb_tile) *);
-#define TWB_KERNEL(R) \
-    TWB_FN void TWB_NAME(twb_kernel_rows_##R)(ptrdiff_t kc, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, \
-                                              const TWB_NAME(twb_tile) *t) { TWB_NAME(twb_kernel)(R, false, kc, a, a_row, b, b_row, b_panel, t); } \
-    TWB_FN void TWB_NAME(twb_kernel_by_k_##R)(ptrdiff_t kc, const float *a, ptrdiff_t a_row, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, \
-                                              const TWB_NAME(twb_tile) *t) { TWB_NAME(twb_kernel)(R, true, kc, a, a_row, b, b_row, b_panel, t); }
-TWB_KERNEL(1) TWB_KERNEL(2) TWB_KERNEL(3) TWB_KERNEL(4)
-#if TWB_PASS != TWB_PASS_PLAIN
-TWB_KERNEL(5) TWB_KERNEL(6)
-#endif
+/* A kernel for each height, one panel wide, and for some heights (the lowest first) a wider one. */
 #if TWB_PASS == TWB_PASS_AVX512
-TWB_KERNEL(7) TWB_KERNEL(8) TWB_KERNEL(9) TWB_KERNEL(10) TWB_KERNEL(11) TWB_KERNEL(12) TWB_KERNEL(13) TWB_KERNEL(14)
+#  define TWB_KERNELS(X) X(1,1) X(2,1) X(3,1) X(4,1) X(5,1) X(6,1) X(7,1) X(8,1) X(9,1) X(10,1) X(11,1) X(12,1) X(13,1) X(14,1)
+#  define TWB_WIDE_KERNELS(X) X(1,4) X(2,4) X(3,4) X(4,4) X(5,2) X(6,2) X(7,2) X(8,2) X(9,2) X(10,2) X(11,2) X(12,2) X(13,2) X(14,2)
+#elif TWB_PASS == TWB_PASS_PLAIN
+#  define TWB_KERNELS(X) X(1,1) X(2,1) X(3,1) X(4,1)
+#  define TWB_WIDE_KERNELS(X) X(1,2)
+#else
+#  define TWB_KERNELS(X) X(1,1) X(2,1) X(3,1) X(4,1) X(5,1) X(6,1)
+#  define TWB_WIDE_KERNELS(X) X(1,4) X(2,2)
 #endif
-#undef TWB_KERNEL
-#define TWB_KERNEL(R) { TWB_NAME(twb_kernel_rows_##R), TWB_NAME(twb_kernel_by_k_##R) }
-static const TWB_NAME(twb_kernel_fn) TWB_NAME(twb_kernels)[TWB_ROWS][2] = {
-    TWB_KERNEL(1), TWB_KERNEL(2), TWB_KERNEL(3), TWB_KERNEL(4)
-#if TWB_PASS != TWB_PASS_PLAIN
-    , TWB_KERNEL(5), TWB_KERNEL(6)
-#endif
-#if TWB_PASS == TWB_PASS_AVX512
-    , TWB_KERNEL(7), TWB_KERNEL(8), TWB_KERNEL(9), TWB_KERNEL(10), TWB_KERNEL(11), TWB_KERNEL(12), TWB_KERNEL(13), TWB_KERNEL(14)
-#endif
-};
-#undef TWB_KERNEL
+#define TWB_ROW(R, P) \
+    TWB_FN void TWB_NAME(twb_kernel_##R##x##P)(ptrdiff_t kc, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, \
+                                               ptrdiff_t b_row, ptrdiff_t b_panel, const TWB_NAME(twb_tile) *t) { \
+        TWB_NAME(twb_kernel)(R, P, kc, a, a_row, a_step, b, b_row, b_panel, t); \
+    }
+TWB_KERNELS(TWB_ROW)
+TWB_WIDE_KERNELS(TWB_ROW)
+#undef TWB_ROW
+typedef struct TWB_NAME(twb_kernel_of) {
+    ptrdiff_t width;                /* in panels */
+    void (*run)(ptrdiff_t kc, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel,
+                const TWB_NAME(twb_tile) *t);
+} TWB_NAME(twb_kernel_of);
+/* the kernel for this height and for at most so many panels */
+TWB_FN const TWB_NAME(twb_kernel_of) *TWB_NAME(twb_kernel_for)(ptrdiff_t rows, ptrdiff_t panels) {
+#define TWB_ROW(R, P) { P, TWB_NAME(twb_kernel_##R##x##P) },
+    static const TWB_NAME(twb_kernel_of) narrow[] = { TWB_KERNELS(TWB_ROW) }, wide[] = { TWB_WIDE_KERNELS(TWB_ROW) };
+#undef TWB_ROW
+    const bool wider = rows <= (ptrdiff_t)(sizeof wide / sizeof *wide) && panels >= wide[rows - 1].width;
+    return wider ? &wide[rows - 1] : &narrow[rows - 1];
+}
+#undef TWB_KERNELS
+#undef TWB_WIDE_KERNELS
+
+/* C = alpha[r] A B + beta[r] C of a size that fits a cache, tile by tile. */
+TWB_FN void TWB_NAME(twb_small_product)(ptrdiff_t rows, ptrdiff_t columns, ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
+                                        const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t ldc,
+                                        const float *alpha, const float *beta) {
+    const ptrdiff_t strips = twb_ceil_div(rows, TWB_ROWS);
+    TWB_NAME(twb_tile) t;
+    ptrdiff_t i, j, width, strip;
+    t.ldc = ldc;
+    for (j = 0; j < columns; j += 16 * width) {
+        width = TWB_NAME(twb_kernel_for)(twb_ceil_div(rows, strips), twb_ceil_div(columns - j, 16))->width;
+        t.columns = twb_min_size(columns - j, 16 * width);
+        for (i = 0, strip = 0; i < rows; i += t.rows, strip++) {
+            t.rows = twb_ceil_div(rows - i, strips - strip);
+            t.c = c + i * ldc + j;
+            t.alpha = alpha + i;
+            t.beta = beta ? beta + i : NULL;
+            TWB_NAME(twb_kernel_for)(t.rows, width)->run(depth, a + i * a_row, a_row, a_step, b + j / 16 * b_panel, b_row, b_panel, &t);
+        }
+    }
+}
 
 /* ---- packing */
 
@@ -3130,23 +3162,29 @@ TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at
 }
 
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
-TWB_VFN void TWB_NAME(twb_square)(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, twb_s *s) {
+TWB_VFN void TWB_NAME(twb_square)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, twb_s *s) {
+    float square[TWB_W * TWB_W];
     int i;
-    if (rows >= TWB_W && depth >= TWB_W) {
-        TWB_UNROLL
-        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(type, b, at + i * ld);
-    } else {
-        float square[TWB_W * TWB_W];
+    if (rows < TWB_W || depth < TWB_W) {
         TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
+        type = TWB_F32; b = square; at = 0; ld = TWB_W;
+    }
+    if (type == TWB_F32) {
         TWB_UNROLL
-        for (i = 0; i < TWB_W; i++) s[i] = twb_s_get(square + i * TWB_W);
+        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_F32, b, at + i * ld);
+    } else if (type == TWB_F16) {
+        TWB_UNROLL
+        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_F16, b, at + i * ld);
+    } else {
+        TWB_UNROLL
+        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_BF16, b, at + i * ld);
     }
     twb_s_transpose(s);
 }
 
 /* Columns [j, j + columns) of B, k from k0 on, into panels [kc][16]; columns that do not exist become 0.
    `b` is [k,n], or [n,k] with `trans`. */
-TWB_VFN void TWB_NAME(twb_pack_panels_type)(const twb_type type, bool trans, const void *b, ptrdiff_t ldb, ptrdiff_t k0, ptrdiff_t kc,
+TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, ptrdiff_t ldb, ptrdiff_t k0, ptrdiff_t kc,
                                       ptrdiff_t j, ptrdiff_t columns, float *panel, ptrdiff_t panel_step) {
     ptrdiff_t j0, k, l;
     if (trans) {
@@ -3157,63 +3195,45 @@ TWB_VFN void TWB_NAME(twb_pack_panels_type)(const twb_type type, bool trans, con
                     float *to = panel + k * 16 + l;
                     int d, depth = (int)twb_min_size(kc - k, TWB_W);
                     TWB_NAME(twb_square)(type, b, (j + j0 + l) * ldb + k0 + k, ldb, columns - j0 - l, depth, s);
-                    if (depth == TWB_W) {
-                        TWB_UNROLL
-                        for (d = 0; d < TWB_W; d++) twb_s_put(to + d * 16, s[d]);
-                    } else {
-                        TWB_UNROLL
-                        for (d = 0; d < TWB_W; d++) if (d < depth) twb_s_put(to + d * 16, s[d]);
-                    }
+                    TWB_UNROLL
+                    for (d = 0; d < TWB_W; d++) if (d < depth) twb_s_put(to + d * 16, s[d]);
                 }
         return;
     }
     for (k = 0; k < kc; k += 8) {            /* rows lie far apart: eight of them are walked side by side */
         ptrdiff_t end = twb_min_size(k + 8, kc);
         for (j0 = 0; j0 < columns; j0 += 16)
-            for (l = k; l < end; l++) {
-                ptrdiff_t at = (k0 + l) * ldb + j + j0;
-                twb_store(panel + j0 / 16 * panel_step + l * 16, columns - j0 >= 16 ? TWB_NAME(twb_widen)(type, b, at)
-                                                                 : TWB_NAME(twb_widenn)(type, b, at, (int)(columns - j0)));
-            }
+            for (l = k; l < end; l++)
+                twb_store(panel + j0 / 16 * panel_step + l * 16,
+                          TWB_NAME(twb_get_type)(b, type, (k0 + l) * ldb + j + j0, columns - j0));
     }
-}
-
-TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, ptrdiff_t ldb, ptrdiff_t k0, ptrdiff_t kc,
-                                      ptrdiff_t j, ptrdiff_t columns, float *panel, ptrdiff_t panel_step) {
-    if (type == TWB_F32) TWB_NAME(twb_pack_panels_type)(TWB_F32, trans, b, ldb, k0, kc, j, columns, panel, panel_step);
-    else if (type == TWB_F16) TWB_NAME(twb_pack_panels_type)(TWB_F16, trans, b, ldb, k0, kc, j, columns, panel, panel_step);
-    else TWB_NAME(twb_pack_panels_type)(TWB_BF16, trans, b, ldb, k0, kc, j, columns, panel, panel_step);
 }
 
 /* ---- the epilogue, over a tile that has just been stored and is still in the L1 */
 TWB_FN void TWB_NAME(twb_gemm_epilogue)(const twb_epilogue *e, float *c, ptrdiff_t ldc, ptrdiff_t c_offset,
                                         ptrdiff_t i, ptrdiff_t j, ptrdiff_t rows, ptrdiff_t columns) {
     ptrdiff_t r, l;
-    for (r = i; r < i + rows; r++) {
+    for (r = i; r < i + rows; r++)
         for (l = j; l < j + columns; l += 16) {
-            const ptrdiff_t at = r * ldc + l;
-            const float *residual = e->residual ? e->residual + c_offset + r * e->ld_residual + l : NULL;
-            if (j + columns - l >= 16) {
-                twb_v y = twb_load(c + at);
-                if (e->bias) y = twb_add(y, twb_load(e->bias + l));
-                if (e->pre_activation) twb_store(e->pre_activation + c_offset + at, y);
-                y = twb_vact(e->activation, y);
-                if (residual) y = twb_add(y, twb_load(residual));
-                twb_store(c + at, y);
-            } else {
-                const int n = (int)(j + columns - l);
-                twb_v y = twb_loadn(c + at, n);
-                if (e->bias) y = twb_add(y, twb_loadn(e->bias + l, n));
-                if (e->pre_activation) twb_storen(e->pre_activation + c_offset + at, y, n);
-                y = twb_vact(e->activation, y);
-                if (residual) y = twb_add(y, twb_loadn(residual, n));
-                twb_storen(c + at, y, n);
-            }
+            const ptrdiff_t at = r * ldc + l, n = j + columns - l;
+            twb_v y = twb_get(c + at, n);
+            if (e->bias) y = twb_add(y, twb_get(e->bias + l, n));
+            if (e->pre_activation) twb_put(e->pre_activation + c_offset + at, y, n);
+            y = twb_vact(e->activation, y);
+            if (e->residual) y = twb_add(y, twb_get(e->residual + c_offset + r * e->ld_residual + l, n));
+            twb_put(c + at, y, n);
         }
-    }
 }
 
 /* ---- many rows: a task is rows [i0,i1) x columns [j0,j1) of product `item` of the batch, over all of k */
+
+/* the same alpha and beta for every row of a tile; after the first block of k, what is there is kept */
+TWB_VFN void TWB_NAME(twb_tile_factors)(const twb_gemm_args *g, bool first, float *alpha, float *beta, TWB_NAME(twb_tile) *t) {
+    twb_store(alpha, twb_set1(g->alpha));
+    twb_store(beta, twb_set1(first ? g->beta : 1.0f));
+    t->alpha = alpha;
+    t->beta = !first || g->beta < 0 || g->beta > 0 ? beta : NULL;
+}
 
 /* What will be read next from far away, fetched into the L2 a few lines at a time while there is work to do. */
 typedef struct TWB_NAME(twb_ahead) { const char *at; ptrdiff_t rows, row_bytes, step, done; } TWB_NAME(twb_ahead);
@@ -3252,16 +3272,20 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
     float *c = g->c + item * g->stride_c, *strip = scratch, *block = scratch + TWB_STRIP_FLOATS;
     ptrdiff_t k0 = 0, i, j, k;
-    const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS), calls = twb_ceil_div(j1 - j0, 16 * TWB_NP);
+    const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS), calls = twb_ceil_div(j1 - j0, 16);
+    float alpha[16], beta[16];
+    TWB_NAME(twb_tile) t;
+    t.ldc = g->ldc;
     do {
         const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0);
         const float *panels = block;
         ptrdiff_t b_row = 16, b_panel = kc * 16, strip_index = 0, b_lines;
         TWB_NAME(twb_ahead) next_b, next_a;
+        TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
         if (g->b_packed) {
             ptrdiff_t at = twb_packed_at(g->n, j0, k0, kc), count = twb_ceil_div(j1 - j0, 16) * 16 * kc;
             if (g->b_type == TWB_F32) panels = (const float *)(const void *)b + at;
-            else for (j = 0; j < count; j += 16) twb_store(block + j, TWB_NAME(twb_widen)(g->b_type, b, at + j));
+            else for (j = 0; j < count; j += 16) twb_store(block + j, TWB_NAME(twb_get_type)(b, g->b_type, at + j, 16));
         } else if (job->b_in_place && (j1 - j0) % 16 == 0) {
             panels = (const float *)(const void *)b + k0 * g->ldb + j0;
             b_row = g->ldb; b_panel = 16;
@@ -3271,17 +3295,16 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
         TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, j1, &next_b);
         b_lines = strips >= 12 ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
         for (i = i0; i < i1; strip_index++) {
-            ptrdiff_t rows = twb_ceil_div(i1 - i, strips - strip_index), a_row = g->lda, a_lines;
+            ptrdiff_t rows = twb_ceil_div(i1 - i, strips - strip_index), a_row = g->lda, a_step = 1, a_lines;
             const float *strip_a = a + i * g->lda + k0;
-            TWB_NAME(twb_kernel_fn) kernel = TWB_NAME(twb_kernels)[rows - 1][g->trans_a ? 1 : 0];
-            TWB_NAME(twb_tile) t;
+            const TWB_NAME(twb_kernel_of) *kernel = NULL;
             if (g->trans_a) {
                 if (i + 16 <= g->m) {          /* what is beyond the strip's rows is overwritten, or never read */
-                    for (k = 0; k < kc; k++) twb_store(strip + k * TWB_A_STEP, twb_load(a + (k0 + k) * g->lda + i));
+                    for (k = 0; k < kc; k++) twb_store(strip + k * 16, twb_load(a + (k0 + k) * g->lda + i));
                 } else {
-                    for (k = 0; k < kc; k++) twb_store(strip + k * TWB_A_STEP, twb_loadn(a + (k0 + k) * g->lda + i, (int)rows));
+                    for (k = 0; k < kc; k++) twb_store(strip + k * 16, twb_loadn(a + (k0 + k) * g->lda + i, (int)rows));
                 }
-                strip_a = strip;
+                strip_a = strip; a_row = 1; a_step = 16;
             } else if (job->copy_a) {
                 for (k = 0; k < rows; k++) memcpy(strip + k * TWB_A_ROW, strip_a + k * g->lda, (size_t)kc * sizeof *strip);
                 strip_a = strip; a_row = TWB_A_ROW;
@@ -3290,15 +3313,14 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
             next_a.rows = i + rows >= i1 ? 0 : g->trans_a ? kc : rows;
             next_a.row_bytes = (g->trans_a ? rows : kc) * 4; next_a.step = g->lda * 4; next_a.done = 0;
             a_lines = twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_a), calls);
-            t.ldc = g->ldc; t.rows = rows;
-            t.alpha = g->alpha; t.beta = k0 ? 1.0f : g->beta;
-            t.prior = k0 || g->beta < 0 || g->beta > 0;
-            for (j = j0; j < j1; j += 16 * TWB_NP) {
+            t.rows = rows;
+            for (j = j0; j < j1; j += 16 * kernel->width) {
+                kernel = TWB_NAME(twb_kernel_for)(rows, twb_ceil_div(j1 - j, 16));
                 t.c = c + i * g->ldc + j;
-                t.columns = twb_min_size(16 * TWB_NP, j1 - j);
+                t.columns = twb_min_size(16 * kernel->width, j1 - j);
                 TWB_NAME(twb_fetch_ahead)(&next_a, a_lines);
                 TWB_NAME(twb_fetch_ahead)(&next_b, b_lines);
-                kernel(kc, strip_a, a_row, panels + (j - j0) / 16 * b_panel, b_row, t.columns > 16 ? b_panel : 0, &t);
+                kernel->run(kc, strip_a, a_row, a_step, panels + (j - j0) / 16 * b_panel, b_row, b_panel, &t);
                 if (g->epilogue && k0 + kc >= g->k)
                     TWB_NAME(twb_gemm_epilogue)(g->epilogue, c, g->ldc, item * g->stride_c, i, j, rows, t.columns);
             }
@@ -3313,7 +3335,7 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
    With a row or a handful the time is B's way from memory; packing would read and write it once more.
    The order of the sums is the same as ever, so each layout of B needs its own way to walk:
 
-   packed   panels are the order already: several side by side, to have enough sums in flight.
+   packed   panels are the order already; f32 takes the tiles above, 16-bit weights are widened on their way.
    [k,n]    rows of B are streamed, and the sums of a stretch of columns wait in the L1: each visit takes
             in four rows.
    [n,k]    a column's numbers lie one after another, and the sum over them must go in order, so lanes
@@ -3323,10 +3345,10 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
 TWB_FN void TWB_NAME(twb_skinny_store)(const twb_gemm_args *g, ptrdiff_t item, const float *sums, ptrdiff_t width, ptrdiff_t i, ptrdiff_t rows,
                                        ptrdiff_t j, ptrdiff_t columns, bool first, bool last) {
     TWB_NAME(twb_tile) t;
+    float alpha[16], beta[16];
     t.c = g->c + item * g->stride_c + i * g->ldc + j;
     t.ldc = g->ldc; t.rows = rows; t.columns = columns;
-    t.alpha = g->alpha; t.beta = first ? g->beta : 1.0f;
-    t.prior = !first || g->beta < 0 || g->beta > 0;
+    TWB_NAME(twb_tile_factors)(g, first, alpha, beta, &t);
     TWB_NAME(twb_store_sums)(sums, width, &t);
     if (last && g->epilogue) TWB_NAME(twb_gemm_epilogue)(g->epilogue, g->c + item * g->stride_c, g->ldc, item * g->stride_c, i, j, rows, columns);
 }
@@ -3358,7 +3380,22 @@ enum { TWB_NAME(twb_wide_2) = 4, TWB_NAME(twb_wide_4) = 4 };        /* panels be
 #else
 enum { TWB_NAME(twb_wide_2) = 2, TWB_NAME(twb_wide_4) = 1 };
 #endif
-TWB_VFN void TWB_NAME(twb_skinny_packed_type)(const twb_type type, const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
+/* The same for a number of rows from 1 to 4, and as many of the `panels` as suit it.  Returns how many those were. */
+TWB_VFN ptrdiff_t TWB_NAME(twb_skinny_some_panels)(const twb_type type, ptrdiff_t rows, ptrdiff_t panels, ptrdiff_t kc, const float *a,
+                                                   ptrdiff_t lda, const void *b, ptrdiff_t at, float *sums, ptrdiff_t width) {
+    const ptrdiff_t panel = kc * 16, wide = rows == 1 ? 4 : rows == 2 ? TWB_NAME(twb_wide_2) : TWB_NAME(twb_wide_4);
+    ptrdiff_t r;
+    if (panels < wide) {
+        for (r = 0; r < rows; r++) TWB_NAME(twb_skinny_panels)(1, 1, type, kc, a + r * lda, lda, b, at, panel, sums + r * width, width);
+        return 1;
+    }
+    if (rows == 1)      TWB_NAME(twb_skinny_panels)(1, 4, type, kc, a, lda, b, at, panel, sums, width);
+    else if (rows == 2) TWB_NAME(twb_skinny_panels)(2, TWB_NAME(twb_wide_2), type, kc, a, lda, b, at, panel, sums, width);
+    else if (rows == 3) TWB_NAME(twb_skinny_panels)(3, TWB_NAME(twb_wide_4), type, kc, a, lda, b, at, panel, sums, width);
+    else                TWB_NAME(twb_skinny_panels)(4, TWB_NAME(twb_wide_4), type, kc, a, lda, b, at, panel, sums, width);
+    return wide;
+}
+TWB_FN void TWB_NAME(twb_skinny_packed)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
     const float *a = g->a + item * g->stride_a;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
     float sums[4 * 64];
@@ -3372,17 +3409,9 @@ TWB_VFN void TWB_NAME(twb_skinny_packed_type)(const twb_type type, const twb_gem
                 const float *x = a + i * g->lda + k0;
                 for (p = 0; p < panels; ) {
                     const ptrdiff_t from = at + p * kc * 16;
-                    float *to = sums + p * 16;
-                    const bool four = panels - p >= 4, two = panels - p >= TWB_NAME(twb_wide_2), wide = panels - p >= TWB_NAME(twb_wide_4);
-                    if (rows == 1 && four)      { TWB_NAME(twb_skinny_panels)(1, 4, type, kc, x, g->lda, b, from, kc * 16, to, 64); p += 4; }
-                    else if (rows == 2 && two)  { TWB_NAME(twb_skinny_panels)(2, TWB_NAME(twb_wide_2), type, kc, x, g->lda, b, from, kc * 16, to, 64); p += TWB_NAME(twb_wide_2); }
-                    else if (rows == 3 && wide) { TWB_NAME(twb_skinny_panels)(3, TWB_NAME(twb_wide_4), type, kc, x, g->lda, b, from, kc * 16, to, 64); p += TWB_NAME(twb_wide_4); }
-                    else if (rows == 4 && wide) { TWB_NAME(twb_skinny_panels)(4, TWB_NAME(twb_wide_4), type, kc, x, g->lda, b, from, kc * 16, to, 64); p += TWB_NAME(twb_wide_4); }
-                    else {
-                        ptrdiff_t r;
-                        for (r = 0; r < rows; r++) TWB_NAME(twb_skinny_panels)(1, 1, type, kc, x + r * g->lda, g->lda, b, from, kc * 16, to + r * 64, 64);
-                        p++;
-                    }
+                    if (g->b_type == TWB_F16)
+                        p += TWB_NAME(twb_skinny_some_panels)(TWB_F16, rows, panels - p, kc, x, g->lda, b, from, sums + p * 16, 64);
+                    else p += TWB_NAME(twb_skinny_some_panels)(TWB_BF16, rows, panels - p, kc, x, g->lda, b, from, sums + p * 16, 64);
                 }
                 TWB_NAME(twb_skinny_store)(g, item, sums, 64, i, rows, j, twb_min_size(64, j1 - j), k0 == 0, k0 + kc >= g->k);
             }
@@ -3390,14 +3419,12 @@ TWB_VFN void TWB_NAME(twb_skinny_packed_type)(const twb_type type, const twb_gem
         k0 += kc;
     } while (k0 < g->k);
 }
-TWB_FN void TWB_NAME(twb_skinny_packed_f32)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_packed_type)(TWB_F32, g, item, j0, j1); }
-TWB_FN void TWB_NAME(twb_skinny_packed_f16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_packed_type)(TWB_F16, g, item, j0, j1); }
-TWB_FN void TWB_NAME(twb_skinny_packed_bf16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_packed_type)(TWB_BF16, g, item, j0, j1); }
 
 /* B [n,k]: 32 columns at a time, square by square.  More columns would be more streams of memory than a
    processor follows, fewer would leave multiply-adds waiting for one another. */
-TWB_VFN void TWB_NAME(twb_skinny_columns_type)(const twb_type type, const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
+TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
     const float *a = g->a + item * g->stride_a;
+    const twb_type type = g->b_type;
     const ptrdiff_t element = (ptrdiff_t)twb_type_bytes(type), square = TWB_W * TWB_W * element;
     const char *b = (const char *)g->b + item * g->stride_b * element;
     float sums[TWB_SKINNY_ROWS * 32];
@@ -3426,13 +3453,8 @@ TWB_VFN void TWB_NAME(twb_skinny_columns_type)(const twb_type type, const twb_ge
                     for (i = 0; i < g->m; i++) {
                         const float *x = a + i * g->lda + k0 + k;
                         twb_s sum = twb_s_get(sums + i * 32 + l);
-                        if (depth == TWB_W) {
-                            TWB_UNROLL
-                            for (d = 0; d < TWB_W; d++) sum = twb_s_fma1(x + d, s[d], sum);
-                        } else {
-                            TWB_UNROLL
-                            for (d = 0; d < TWB_W; d++) if (d < depth) sum = twb_s_fma1(x + d, s[d], sum);
-                        }
+                        TWB_UNROLL
+                        for (d = 0; d < TWB_W; d++) if (d < depth) sum = twb_s_fma1(x + d, s[d], sum);
                         twb_s_put(sums + i * 32 + l, sum);
                     }
                 }
@@ -3442,14 +3464,12 @@ TWB_VFN void TWB_NAME(twb_skinny_columns_type)(const twb_type type, const twb_ge
         } while (k0 < g->k);
     }
 }
-TWB_FN void TWB_NAME(twb_skinny_columns_f32)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_columns_type)(TWB_F32, g, item, j0, j1); }
-TWB_FN void TWB_NAME(twb_skinny_columns_f16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_columns_type)(TWB_F16, g, item, j0, j1); }
-TWB_FN void TWB_NAME(twb_skinny_columns_bf16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) { TWB_NAME(twb_skinny_columns_type)(TWB_BF16, g, item, j0, j1); }
 
 /* B [k,n]: four rows of B into the sums of a stretch of columns.  R rows of A, known to the compiler, so that
    their 4 R numbers stay in registers along the stretch; `sums` [R][width]. */
-TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t whole,
+TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t whole,
                                          const float *x, ptrdiff_t lda, float *sums, ptrdiff_t width) {
+    const ptrdiff_t element = (ptrdiff_t)twb_type_bytes(type);
     twb_v y[4 * 4];
     ptrdiff_t l;
     int r, d;
@@ -3460,11 +3480,15 @@ TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, const twb_type type, const
     }
     for (l = 0; l < whole; l += 16) {
         twb_v w[4];
-        TWB_UNROLL
-        for (d = 0; d < 4; d++) {
-            w[d] = TWB_NAME(twb_widen)(type, b, at + d * ld + l);
-            TWB_PREFETCH_L2((const char *)b + (at + (d + 4) * ld + l) * (type == TWB_F32 ? 4 : 2));      /* the next four rows */
+        if (type == TWB_F32) {
+            TWB_UNROLL
+            for (d = 0; d < 4; d++) w[d] = TWB_NAME(twb_widen)(TWB_F32, b, at + d * ld + l);
+        } else {
+            TWB_UNROLL
+            for (d = 0; d < 4; d++) w[d] = type == TWB_F16 ? TWB_NAME(twb_widen)(TWB_F16, b, at + d * ld + l) : TWB_NAME(twb_widen)(TWB_BF16, b, at + d * ld + l);
         }
+        TWB_UNROLL
+        for (d = 4; d < 8; d++) TWB_PREFETCH_L2((const char *)b + (at + d * ld + l) * element);      /* the next four rows */
         TWB_UNROLL
         for (r = 0; r < R; r++) {
             twb_v s = twb_load(sums + r * width + l);
@@ -3475,9 +3499,10 @@ TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, const twb_type type, const
     }
 }
 
-TWB_VFN void TWB_NAME(twb_skinny_rows_type)(const twb_type type, const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *sums) {
+TWB_FN void TWB_NAME(twb_skinny_rows)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *sums) {
     const float *a = g->a + item * g->stride_a;
     const ptrdiff_t width = (j1 - j0 + 15) / 16 * 16, whole = (j1 - j0) / 16 * 16;
+    const twb_type type = g->b_type;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(type);
     ptrdiff_t i, k, k0 = 0, l;
     do {
@@ -3496,10 +3521,9 @@ TWB_VFN void TWB_NAME(twb_skinny_rows_type)(const twb_type type, const twb_gemm_
                 }
             }
             for (l = deep == 4 ? whole : 0; l < width; l += 16) {         /* the last columns, and the last rows of B */
-                const int n = (int)twb_min_size(j1 - j0 - l, 16);
                 ptrdiff_t d;
                 for (d = 0; d < deep; d++) {
-                    twb_v w = TWB_NAME(twb_widenn)(type, b, at + d * g->ldb + l, n);
+                    twb_v w = TWB_NAME(twb_get_type)(b, type, at + d * g->ldb + l, j1 - j0 - l);
                     for (i = 0; i < g->m; i++) {
                         float *to = sums + i * width + l;
                         twb_store(to, twb_fma(twb_set1(a[i * g->lda + k0 + k + d]), w, twb_load(to)));
@@ -3511,29 +3535,13 @@ TWB_VFN void TWB_NAME(twb_skinny_rows_type)(const twb_type type, const twb_gemm_
         k0 += kc;
     } while (k0 < g->k);
 }
-TWB_FN void TWB_NAME(twb_skinny_rows_f32)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *sums) { TWB_NAME(twb_skinny_rows_type)(TWB_F32, g, item, j0, j1, sums); }
-TWB_FN void TWB_NAME(twb_skinny_rows_f16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *sums) { TWB_NAME(twb_skinny_rows_type)(TWB_F16, g, item, j0, j1, sums); }
-TWB_FN void TWB_NAME(twb_skinny_rows_bf16)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *sums) { TWB_NAME(twb_skinny_rows_type)(TWB_BF16, g, item, j0, j1, sums); }
 
 TWB_FN void TWB_NAME(twb_gemm_task)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
-    const twb_gemm_args *g = job->args;
     switch (job->way) {
     case TWB_WAY_TILES: TWB_NAME(twb_gemm_tiles)(job, item, i0, i1, j0, j1, scratch); break;
-    case TWB_WAY_PACKED:
-        if (g->b_type == TWB_F32) TWB_NAME(twb_skinny_packed_f32)(g, item, j0, j1);
-        else if (g->b_type == TWB_F16) TWB_NAME(twb_skinny_packed_f16)(g, item, j0, j1);
-        else TWB_NAME(twb_skinny_packed_bf16)(g, item, j0, j1);
-        break;
-    case TWB_WAY_COLUMNS:
-        if (g->b_type == TWB_F32) TWB_NAME(twb_skinny_columns_f32)(g, item, j0, j1);
-        else if (g->b_type == TWB_F16) TWB_NAME(twb_skinny_columns_f16)(g, item, j0, j1);
-        else TWB_NAME(twb_skinny_columns_bf16)(g, item, j0, j1);
-        break;
-    case TWB_WAY_ROWS:
-        if (g->b_type == TWB_F32) TWB_NAME(twb_skinny_rows_f32)(g, item, j0, j1, scratch);
-        else if (g->b_type == TWB_F16) TWB_NAME(twb_skinny_rows_f16)(g, item, j0, j1, scratch);
-        else TWB_NAME(twb_skinny_rows_bf16)(g, item, j0, j1, scratch);
-        break;
+    case TWB_WAY_PACKED: TWB_NAME(twb_skinny_packed)(job->args, item, j0, j1); break;
+    case TWB_WAY_COLUMNS: TWB_NAME(twb_skinny_columns)(job->args, item, j0, j1); break;
+    case TWB_WAY_ROWS: TWB_NAME(twb_skinny_rows)(job->args, item, j0, j1, scratch); break;
     }
 }
 
@@ -3577,8 +3585,7 @@ TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
 #undef twb_s_transpose
 #undef TWB_W
 #undef TWB_ROWS
-#undef TWB_NP
-#undef TWB_A_STEP
+#undef TWB_TILE_VECTORS
 
 /* ---- [twb:05] head and cross-entropy: a row of logits */
 
@@ -4075,14 +4082,6 @@ TWB_FN void TWB_NAME(twb_span_norm_backward)(const void *job, ptrdiff_t begin, p
     }
 }
 
-TWB_VFN twb_v TWB_NAME(twb_get_type)(const void *p, twb_type type, ptrdiff_t at, ptrdiff_t n) {
-    uint16_t words[16] = {0};
-    const uint16_t *h = (const uint16_t *)p + at;
-    if (type == TWB_F32) return twb_get((const float *)p + at, n);
-    if (n < 16) { memcpy(words, h, (size_t)n * sizeof *words); h = words; }
-    return type == TWB_F16 ? twb_load_f16(h) : twb_load_bf16(h);
-}
-
 TWB_FN void TWB_NAME(twb_span_embedding)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_rows_job *w = (const twb_rows_job *)job;
     for (; begin < end; begin++) {
@@ -4434,17 +4433,10 @@ static const twb_span TWB_NAME(twb_spans)[TWB_SPAN_COUNT] = {
 #undef TWB_ROW
 };
 /* ---- [twb:07] attention ----------------------------------------------------------------------------- */
-#define twb_att_kernel  TWB_NAME(twb_att_kernel)
-#define twb_att_product TWB_NAME(twb_att_product)
 #define twb_att_pack_keys TWB_NAME(twb_att_pack_keys)
 #define twb_att_pack_rows TWB_NAME(twb_att_pack_rows)
 #define twb_att_hide    TWB_NAME(twb_att_hide)
 #define twb_get_bytes   TWB_NAME(twb_get_bytes)
-#if TWB_PASS == TWB_PASS_AVX512
-#  define TWB_ATT_VECTORS 2
-#else
-#  define TWB_ATT_VECTORS 1
-#endif
 
 /* sixteen bytes as floats, of which n exist */
 TWB_VFN twb_v twb_get_bytes(const unsigned char *p, ptrdiff_t n) {
@@ -4454,120 +4446,8 @@ TWB_VFN twb_v twb_get_bytes(const unsigned char *p, ptrdiff_t n) {
     return twb_load(x);
 }
 
-/* C = (C keep[r] + A B) gain[r], without C where `keep` is NULL, for a tile of R rows and V vectors known to the
-   compiler.
-   Element (r, k) of A is at a + r a_row + k a_step (a_row is 1 `by_step`, else a_step is 1); vector v of row k of B is
-   at
-   b + k b_row + v b_panel. */
-TWB_VFN void twb_att_kernel(const int R, const int V, const bool by_step, ptrdiff_t depth, const float *a,
-                            ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel,
-                            float *c, ptrdiff_t c_row, ptrdiff_t columns, const float *keep, const float *gain) {
-    twb_v sum[TWB_ATT_GROUP * TWB_ATT_VECTORS], row[TWB_ATT_VECTORS];
-    ptrdiff_t k;
-    int r, v;
-    TWB_UNROLL
-    for (r = 0; r < R * V; r++) sum[r] = twb_set1(0.0f);
-    for (k = 0; k < depth; k++) {
-        TWB_UNROLL
-        for (v = 0; v < V; v++) row[v] = twb_load(b + v * b_panel);
-        TWB_UNROLL
-        for (r = 0; r < R; r++) {
-            twb_v x = twb_set1(by_step ? a[r] : a[r * a_row]);
-            TWB_UNROLL
-            for (v = 0; v < V; v++) sum[r * V + v] = twb_fma(x, row[v], sum[r * V + v]);
-        }
-        a += by_step ? a_step : 1;
-        b += b_row;
-    }
-    if (columns >= 16 * V) {
-        TWB_UNROLL
-        for (r = 0; r < R; r++) {
-            twb_v g = twb_set1(gain[r]), old = twb_set1(keep ? keep[r] : 0.0f);
-            TWB_UNROLL
-            for (v = 0; v < V; v++) {
-                float *at = c + r * c_row + 16*v;
-                twb_v x = sum[r * V + v];
-                if (keep) x = twb_fma(twb_load(at), old, x);
-                twb_store(at, twb_mul(x, g));
-            }
-        }
-    } else {
-        TWB_UNROLL
-        for (r = 0; r < R; r++) {
-            twb_v g = twb_set1(gain[r]), old = twb_set1(keep ? keep[r] : 0.0f);
-            TWB_UNROLL
-            for (v = 0; v < V; v++) {
-                float *at = c + r * c_row + 16*v;
-                ptrdiff_t n = columns - 16*v;
-                twb_v x = sum[r * V + v];
-                if (n <= 0) continue;
-                if (keep) x = twb_fma(twb_get(at, n), old, x);
-                twb_put(at, twb_mul(x, g), n);
-            }
-        }
-    }
-}
-
-/* A tile for each height and width that occurs, and a product of any size cut into them: the tallest that fit, two
-   vectors
-   wide where the set has the registers. */
-typedef void (*TWB_NAME(twb_att_tile))(bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row,
-                                       ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c,
-                                       ptrdiff_t c_row, ptrdiff_t columns, const float *keep, const float *gain);
-#define TWB_ATT_TILE(R, V) \
-    TWB_FN void TWB_NAME(twb_att_tile_##R##_##V)(bool by_step, ptrdiff_t depth, const float *a, ptrdiff_t a_row, \
-            ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, float *c, ptrdiff_t c_row, \
-            ptrdiff_t columns, const float *keep, const float *gain) { \
-        if (by_step) \
-            twb_att_kernel(R, V, true, depth, a, 1, a_step, b, b_row, b_panel, c, c_row, columns, keep, gain); \
-        else \
-            twb_att_kernel(R, V, false, depth, a, a_row, 1, b, b_row, b_panel, c, c_row, columns, keep, gain); \
-    }
-TWB_ATT_TILE(4, 1) TWB_ATT_TILE(2, 1) TWB_ATT_TILE(1, 1)
-#if TWB_PASS == TWB_PASS_AVX512
-TWB_ATT_TILE(12, 1) TWB_ATT_TILE(8, 1)
-TWB_ATT_TILE(12, 2) TWB_ATT_TILE(8, 2) TWB_ATT_TILE(4, 2) TWB_ATT_TILE(2, 2) TWB_ATT_TILE(1, 2)
-#elif TWB_PASS != TWB_PASS_PLAIN
-TWB_ATT_TILE(6, 1)
-#endif
-#undef TWB_ATT_TILE
-
-TWB_FN void twb_att_product(ptrdiff_t rows, ptrdiff_t columns, bool by_step, ptrdiff_t depth, const float *a,
-                            ptrdiff_t a_row, ptrdiff_t a_step, const float *b, ptrdiff_t b_row, ptrdiff_t b_panel,
-                            float *c, ptrdiff_t c_row, const float *keep, const float *gain) {
-#define TWB_ATT_TILE(R, V) TWB_NAME(twb_att_tile_##R##_##V)
-#if TWB_PASS == TWB_PASS_AVX512
-    static const int heights[] = { 12, 8, 4, 2, 1 };
-    static const TWB_NAME(twb_att_tile) tiles[2][5] = {
-        { TWB_ATT_TILE(12, 1), TWB_ATT_TILE(8, 1), TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) },
-        { TWB_ATT_TILE(12, 2), TWB_ATT_TILE(8, 2), TWB_ATT_TILE(4, 2), TWB_ATT_TILE(2, 2), TWB_ATT_TILE(1, 2) }
-    };
-#elif TWB_PASS != TWB_PASS_PLAIN
-    static const int heights[] = { 6, 4, 2, 1 };
-    static const TWB_NAME(twb_att_tile) tiles[1][4] = {
-        { TWB_ATT_TILE(6, 1), TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) }
-    };
-#else
-    static const int heights[] = { 4, 2, 1 };
-    static const TWB_NAME(twb_att_tile) tiles[1][3] = {
-            { TWB_ATT_TILE(4, 1), TWB_ATT_TILE(2, 1), TWB_ATT_TILE(1, 1) } };
-#endif
-#undef TWB_ATT_TILE
-    ptrdiff_t j, r;
-    for (j = 0; j < columns; j += 16 * TWB_ATT_VECTORS) {
-        const int wide = TWB_ATT_VECTORS == 2 && columns - j > 16;
-        int height = 0;
-        for (r = 0; r < rows; r += heights[height]) {
-            while (heights[height] > rows - r) height++;
-            tiles[wide][height](by_step, depth, a + r * (by_step ? 1 : a_row), a_row, a_step, b + j / 16 * b_panel,
-                                b_row,
-                                b_panel, c + r * c_row + j, c_row, columns - j, keep ? keep + r : NULL, gain + r);
-        }
-    }
-}
-
 /* rows of `depth` numbers into panels of 16 rows, each [depth][16]; rows that do not exist are 0 */
-TWB_VFN void twb_att_pack_keys(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *panels) {
+TWB_FN void twb_att_pack_keys(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *panels) {
     TWB_NAME(twb_pack_panels)(TWB_F32, true, src, src_row, 0, depth, 0, rows, panels, 16 * depth);
 }
 /* rows of `depth` numbers next to each other, each filled up with zeros to whole vectors */
@@ -4679,12 +4559,11 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             const ptrdiff_t seen = twb_attention_visible(a, b, i + rows - 1), strip_keys = twb_min_size(keys, seen - j0);
             float *top = tops + (i - i0) / TWB_ATT_GROUP * 16, *sum = sums + (i - i0) / TWB_ATT_GROUP * 16;
             const bool first = j0 == 0, last = seen - j0 <= TWB_ATT_KEYS;
-            twb_v old_top, new_top, shifts, total, factor;
+            twb_v old_top, new_top, shifts, total, factor, inverse;
             TWB_NAME(twb_att_fetch)(&next, share);
             if (strip_keys <= 0) continue;
-            twb_att_product(rows, (strip_keys + 15) / 16 * 16, false, D, q + i * a->q_row, a->q_row, 1, panels, 16,
-                            16 * D,
-                            strip, TWB_ATT_STRIP, NULL, scale);
+            TWB_NAME(twb_small_product)(rows, (strip_keys + 15) / 16 * 16, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D,
+                                        strip, TWB_ATT_STRIP, scale, NULL);
             twb_store(each, none);                                 /* the rows' maxima */
             for (r = 0; r < rows; r++) {
                 const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, b, i + r) - j0);
@@ -4716,10 +4595,11 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             factor = twb_vexp_neg(twb_sub(old_top, shifts));       /* what the earlier tiles are still worth */
             total = twb_fma(first ? zero : twb_load(sum), factor, twb_load(each));
             twb_store(sum, total);
-            twb_store(each, factor);
-            twb_store(gain, last ? twb_sel_lt(zero, total, twb_div(twb_set1(1.0f), total), zero) : twb_set1(1.0f));
-            twb_att_product(rows, D, false, strip_keys, strip, TWB_ATT_STRIP, 1, tile_v, tile_row, 16,
-                            out + i * a->out_row, a->out_row, first ? NULL : each, gain);
+            inverse = last ? twb_sel_lt(zero, total, twb_div(twb_set1(1.0f), total), zero) : twb_set1(1.0f);
+            twb_store(gain, inverse);
+            twb_store(each, twb_mul(factor, inverse));
+            TWB_NAME(twb_small_product)(rows, D, strip_keys, strip, TWB_ATT_STRIP, 1, tile_v, tile_row, 16,
+                                        out + i * a->out_row, a->out_row, gain, first ? NULL : each);
             if (last && lse) twb_storen(lse + i, twb_add(shifts, twb_vlog(total)), rows);
         }
     }
@@ -4786,10 +4666,10 @@ TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const
         float *p = t->p + i * TWB_ATT_BACK_STRIP, *ds = t->ds + i * TWB_ATT_BACK_STRIP;
         reach[i / TWB_ATT_GROUP] = strip_keys;
         if (strip_keys <= 0) continue;
-        twb_att_product(rows, strip_whole, false, D, t->query_rows + i * W, W, 1, t->key_panels, 16, 16 * D,
-                        p, TWB_ATT_BACK_STRIP, NULL, scales);
-        twb_att_product(rows, strip_whole, false, D, t->d_out_rows + i * W, W, 1, t->value_panels, 16, 16 * D,
-                        ds, TWB_ATT_BACK_STRIP, NULL, ones);
+        TWB_NAME(twb_small_product)(rows, strip_whole, D, t->query_rows + i * W, W, 1, t->key_panels, 16, 16 * D,
+                                    p, TWB_ATT_BACK_STRIP, scales, NULL);
+        TWB_NAME(twb_small_product)(rows, strip_whole, D, t->d_out_rows + i * W, W, 1, t->value_panels, 16, 16 * D,
+                                    ds, TWB_ATT_BACK_STRIP, ones, NULL);
         for (r = 0; r < rows; r++) {
             const ptrdiff_t at = q0 + i + r, n = twb_min_size(strip_keys, twb_attention_visible(a, b, at) - j0);
             const ptrdiff_t bias_at = b * a->bias_batch + h * a->bias_head + at * a->bias_row + j0;
@@ -4798,18 +4678,18 @@ TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const
                                      p + r * TWB_ATT_BACK_STRIP, ds + r * TWB_ATT_BACK_STRIP,
                                      g->d_bias ? g->d_bias + bias_at : NULL);
         }
-        twb_att_product(rows, D, false, strip_keys, ds, TWB_ATT_BACK_STRIP, 1, t->key_rows, W, 16,
-                        dq + (q0 + i) * g->dq_row, g->dq_row, add ? ones : NULL, ones);
+        TWB_NAME(twb_small_product)(rows, D, strip_keys, ds, TWB_ATT_BACK_STRIP, 1, t->key_rows, W, 16,
+                                    dq + (q0 + i) * g->dq_row, g->dq_row, ones, add ? ones : NULL);
     }
     /* 12 keys at a time, over the queries from the first that sees them */
     for (i = j = 0; j < keys; j += TWB_ATT_GROUP) {
         const ptrdiff_t rows = twb_min_size(TWB_ATT_GROUP, keys - j);
         while (i < queries && reach[i / TWB_ATT_GROUP] <= j) i += TWB_ATT_GROUP;
         if (i >= queries) break;
-        twb_att_product(rows, W, true, queries - i, t->p + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
-                        t->d_out_rows + i * W, W, 16, t->sum_dv + j * W, W, ones, ones);
-        twb_att_product(rows, W, true, queries - i, t->ds + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
-                        t->query_rows + i * W, W, 16, t->sum_dk + j * W, W, ones, ones);
+        TWB_NAME(twb_small_product)(rows, W, queries - i, t->p + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
+                                    t->d_out_rows + i * W, W, 16, t->sum_dv + j * W, W, ones, ones);
+        TWB_NAME(twb_small_product)(rows, W, queries - i, t->ds + i * TWB_ATT_BACK_STRIP + j, 1, TWB_ATT_BACK_STRIP,
+                                    t->query_rows + i * W, W, 16, t->sum_dk + j * W, W, ones, ones);
     }
 }
 
@@ -4902,14 +4782,11 @@ TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
         }
     }
 }
-#undef TWB_ATT_VECTORS
 #undef TWB_GELU_A
 #undef TWB_GELU_B
 #undef twb_att_hide
-#undef twb_att_kernel
 #undef twb_att_pack_keys
 #undef twb_att_pack_rows
-#undef twb_att_product
 #undef twb_first
 #undef twb_get
 #undef twb_get_bytes
@@ -4943,7 +4820,6 @@ TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
 #undef TWB_FN
 #undef TWB_NAME
 #undef TWB_UNROLL
-#undef TWB_UNROLL4
 #undef TWB_VFN
 #undef twb_abs
 #undef twb_add
