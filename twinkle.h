@@ -468,6 +468,9 @@ typedef struct tw_attention_desc {
     tw_tensor *key_mask;         /* I32 [B, Tk], 0 hides a key; or NULL */
     tw_tensor *mask;             /* I32 [B or 1, Tq, Tk], 0 hides; or NULL */
     tw_tensor *bias;             /* F32 [B or 1, H or 1, Tq, Tk], added to the scores, has a gradient; or NULL */
+    /* The same where it depends on the distance alone: F32 [H or 1, Tq + Tk - 1], query i and key j get [h, j - i + Tq - 1].
+       Instead of bias; no Tq x Tk numbers are made of it. */
+    tw_tensor *distance_bias;
     float      dropout;          /* on the probabilities, in training */
 } tw_attention_desc;
 TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw_attention_desc *how);
@@ -695,6 +698,42 @@ typedef struct tw_rotary_input {
 
 /* inputs[0] is x [B, T, C]; `how` is a tw_rotary_input. */
 TWDEF tw_tensor *tw_rotary_block_forward(void *how, tw_tensor *const *inputs);
+
+/* T5's attention (Raffel et al. 2020): no biases, no scaling of the scores (the initial weights of q have it in them),
+   and heads whose channels need not add up to the width of the stream. */
+typedef struct tw_t5_attention {
+    tw_rms_norm norm;
+    tw_linear   q, k, v, o;
+    int64_t     heads, head_dim;
+} tw_t5_attention;
+
+/* T5's block: x + self(norm x), in a decoder x + cross(norm x, encoder), then x + wo(act(wi norm x)), or gated
+   (Shazeer 2020): x + wo(act(wi_0 norm x) * (wi_1 norm x)). */
+typedef struct tw_t5_block {
+    tw_t5_attention self, cross;
+    tw_rms_norm     norm;
+    tw_linear       wi, wi_1, wo;                       /* wi_1: where it is gated */
+    tw_activation   activation;
+    int64_t         layer;
+    float           dropout;
+    bool            decoder, gated;
+} tw_t5_block;
+
+typedef struct tw_t5_input {
+    const tw_t5_block *block;
+    const tw_pass     *pass;
+    tw_tensor         *key_mask;                        /* I32 [B, Tk], or NULL */
+    tw_tensor         *encoder_mask;                    /* I32 [B, Te], or NULL */
+} tw_t5_input;
+
+/* inputs[0] is x [B, T, C], inputs[1] the bias by distance [H, T + Tk - 1], inputs[2] the encoder's hidden states [B, Te, C]: only
+   in a decoder, and only as long as the cache does not have its keys and values; `how` is a tw_t5_input. */
+TWDEF tw_tensor *tw_t5_block_forward(void *how, tw_tensor *const *inputs);
+
+/* Which row of T5's table of biases a key `distance` places after the query takes (before it: negative).  The first half of
+   the buckets are for one distance each, the others grow with its logarithm up to max_distance; an encoder (both_ways)
+   takes half of them all for keys behind the query, a decoder sees none and gives those that are before it all. */
+TWDEF int64_t tw_t5_bucket(int64_t distance, bool both_ways, int64_t buckets, int64_t max_distance);
 
 /* ==== [tw:07] models =========================================================================
 
@@ -5352,6 +5391,20 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
             a.bias_head = bias->shape[1] == 1 ? 0 : (ptrdiff_t)bias->stride[1];
             a.bias_row = a.tk;
         }
+        if (how->distance_bias) {                           /* each row of it is the row before, one place to the left */
+            inputs[3] = twi_contiguous(how->distance_bias);
+            bias = inputs[3];
+            if (how->bias || !bias || bias->rank != 2 || (bias->shape[0] != 1 && bias->shape[0] != q->shape[2]) || bias->shape[1] != q->shape[1] + k->shape[1] - 1 ||
+                !twi_is_f32(bias, "attention")) {
+                twi_fail(tw, TW_E_SHAPE, "attention: a bias by distance of shape %s does not fit %lld queries and %lld keys", bias ? TWI_SHAPE(bias) : "?",
+                         (long long)q->shape[1], (long long)k->shape[1]);
+                return NULL;
+            }
+            a.bias = tw->planning ? twi_f32(bias) : twi_f32(bias) + (a.tq - 1);
+            a.bias_batch = 0;
+            a.bias_head = bias->shape[0] == 1 ? 0 : (ptrdiff_t)bias->shape[1];
+            a.bias_row = -1;
+        }
         if (tw->training && how->dropout > 0) {
             if (how->dropout >= 1) { twi_fail(tw, TW_E_RANGE, "attention: a dropout of %g leaves nothing", (double)how->dropout); return NULL; }
             a.dropout = how->dropout;
@@ -5403,7 +5456,7 @@ static void twi_attention_backward(twi_node *node, float *dy) {
     g.accumulate = true;
     if (bias && bias->requires_grad) {
         g.d_bias = twi_grad_sum(bias);
-        if (g.d_bias && !tw->planning) g.d_bias += bias->offset;
+        if (g.d_bias && !tw->planning) g.d_bias += bias->offset + (a->bias_row < 0 ? a->tq - 1 : 0);
     }
     scratch = twi_scratch(tw, twb_attention_backward_scratch(&tw->cpu, a, &g));
     if (!scratch) return;
@@ -6359,7 +6412,7 @@ static bool twi_cache_append(tw_cache *cache, int64_t layer, tw_tensor **k, tw_t
 }
 /* The encoder's keys and values [B, S, H, D] as a decoder's layer reads them: kept when they come for the first time
    (*k, *v), else those that are there.  encoder_read is set once a forward pass, when every layer has done this. */
-static TWI_UNUSED bool twi_cache_encoder(tw_cache *cache, int64_t layer, tw_tensor **k, tw_tensor **v) {
+static bool twi_cache_encoder(tw_cache *cache, int64_t layer, tw_tensor **k, tw_tensor **v) {
     if (layer >= cache->layers) { twi_fail(cache->region.tw, TW_E_RANGE, "cache: it has no layer %lld", (long long)layer); return false; }
     if (!cache->encoder_read) {
         if (!*k || !*v) return false;
@@ -6545,6 +6598,60 @@ TWDEF tw_tensor *tw_rotary_block_forward(void *how, tw_tensor *const *inputs) {
     return twi_rotary_add(b, &b->down_proj, &b->post_mlp_layernorm, tw_mul(gate, up), x);
 }
 
+/* x + dropout(o(attention(norm x))).  from: what keys and values are made of, NULL for what x itself is normed to. */
+static tw_tensor *twi_t5_attention(const tw_t5_input *in, const tw_t5_attention *a, tw_tensor *x, tw_tensor *from, tw_tensor *bias) {
+    const tw_t5_block *b = in->block;
+    tw_cache *cache = b->decoder && in->pass ? in->pass->cache : NULL;
+    bool cross = a == &b->cross, make = !cross || !cache || !cache->encoder_read;
+    tw_tensor *normed = tw_rms_norm_forward(&a->norm, x), *q, *k = NULL, *v = NULL;
+    tw_attention_desc how;
+    if (!from) from = normed;
+    q = tw_linear_forward(&a->q, normed);
+    if (make) { k = tw_linear_forward(&a->k, from); v = tw_linear_forward(&a->v, from); }
+    if (!q || (make && (!k || !v))) return NULL;
+    q = twi_heads(q, 0, a->heads, a->head_dim);
+    if (make) { k = twi_heads(k, 0, a->heads, a->head_dim); v = twi_heads(v, 0, a->heads, a->head_dim); }
+    memset(&how, 0, sizeof how);
+    how.scale = 1;
+    how.dropout = b->dropout;
+    how.key_mask = cross ? in->encoder_mask : in->key_mask;
+    how.distance_bias = bias;
+    if (!cross) how.causal = b->decoder;
+    if (cache && cross && !twi_cache_encoder(cache, b->layer, &k, &v)) return NULL;
+    if (cache && !cross) {
+        how.query_start = cache->length;
+        if (!twi_cache_append(cache, b->layer, &k, &v)) return NULL;
+    }
+    return tw_linear_residual(&a->o, twi_merge_heads(tw_attention(q, k, v, &how)), x, b->dropout);
+}
+
+TWDEF tw_tensor *tw_t5_block_forward(void *how, tw_tensor *const *inputs) {
+    const tw_t5_input *in = (const tw_t5_input *)how;
+    const tw_t5_block *b = in->block;
+    tw_tensor *x = twi_t5_attention(in, &b->self, inputs[0], NULL, inputs[1]), *normed, *h;
+    if (x && b->decoder) x = twi_t5_attention(in, &b->cross, x, inputs[2], NULL);
+    if (!x) return NULL;
+    normed = tw_rms_norm_forward(&b->norm, x);
+    h = tw_linear_activate(&b->wi, normed, b->activation);
+    if (b->gated) h = tw_mul(h, tw_linear_forward(&b->wi_1, normed));
+    return tw_linear_residual(&b->wo, tw_dropout(h, b->dropout), x, b->dropout);
+}
+
+TWDEF int64_t tw_t5_bucket(int64_t distance, bool both_ways, int64_t buckets, int64_t max_distance) {
+    int64_t first = 0, exact, bucket;
+    if (both_ways) {
+        buckets /= 2;
+        if (distance > 0) first = buckets;
+        if (distance < 0) distance = -distance;
+    } else distance = distance < 0 ? -distance : 0;
+    exact = buckets / 2;
+    if (distance < exact) return first + distance;
+    if (exact < 1 || max_distance <= exact) return first + buckets - 1;
+    /* in float and cut off, not rounded, as the models were trained: at a power of two the last bit decides */
+    bucket = exact + (int64_t)((float)log((double)((float)distance / (float)exact)) / (float)log((double)max_distance / (double)exact) * (float)(buckets - exact));
+    return first + (bucket < buckets - 1 ? bucket : buckets - 1);
+}
+
 /* ==== [tw:07] models: implementation ========================================================= */
 
 TWDEF tw_tensor *tw_batch_get(const tw_batch *batch, const char *name) {
@@ -6582,7 +6689,7 @@ static bool twi_numbered_output(tw_outputs *out, const char *name, int64_t numbe
 /* -- kinds of models and their heads ----------------------------------------------------------------- */
 
 typedef enum twi_head {
-    TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE,
+    TWI_HEAD_NONE, TWI_HEAD_LM, TWI_HEAD_SEQUENCE, TWI_HEAD_TOKEN, TWI_HEAD_QA, TWI_HEAD_DOUBLE, TWI_HEAD_ENCODER,
     TWI_HEAD_MASKED, TWI_HEAD_PRETRAINING, TWI_HEAD_NEXT, TWI_HEAD_CHOICE,                         /* BERT */
     TWI_HEAD_UNILM, TWI_HEAD_POOLED, TWI_HEAD_TAGS, TWI_HEAD_CRF, TWI_HEAD_POINTER,                /* FlagAI's BERT */
     TWI_HEAD_BLANKS, TWI_HEAD_CLOZE, TWI_HEAD_ONE_CLOZE, TWI_HEAD_FAST_CLOZE                       /* FlagAI's GLM */
@@ -6618,7 +6725,7 @@ typedef struct twi_model_type {
     void      (*set_dropout)(tw_model *model, float p);         /* all of its dropouts */
     bool      (*decoder)(const tw_model *model, twi_decoder *out);                      /* false, or NULL: its head writes no text */
     bool      (*prepare)(tw_model *model, const twi_reading *reading, tw_batch *in);    /* the inputs of one pass of a generation; NULL: input_ids alone */
-    const char *positions, *width, *layers, *heads;             /* the config's keys for what every chapter asks for */
+    const char *positions;                                      /* the config's key for the longest text; NULL: no limit */
 } twi_model_type;
 
 typedef struct twi_model_class { const char *name; const twi_model_type *type; twi_head head; const char *task; } twi_model_class;
@@ -7049,7 +7156,348 @@ static bool twi_gpt2_decoder(const tw_model *m, twi_decoder *d) {
 }
 
 static const twi_model_type twi_gpt2_type = { "gpt2", "transformer.", sizeof(tw_gpt2), twi_gpt2_build, twi_gpt2_forward, twi_gpt2_set_dropout, twi_gpt2_decoder, NULL,
-                                              "n_positions", "n_embd", "n_layer", "n_head" };
+                                              "n_positions" };
+
+/* -- T5 and mT5 (Raffel et al. 2020; Xue et al. 2021) ---------------------------------------------------------------------
+   An encoder reads one text, a decoder writes another.  Where a token stands is told by a bias on the scores that depends on
+   the distance alone: one small table for each stack, in its first block, for all of them; the cross-attention has none.
+
+   Easy to get wrong: T5 of 2019 scales the decoder's output by d_model^-1/2 before the head, T5 1.1 and mT5 do not (they
+   have a head of their own), and only config.json tells: scale_decoder_outputs, or where there is none whether
+   tie_word_embeddings is anything but false.  FlagAI's T5 never does: give it "scale_decoder_outputs": false.
+   Whether head and embedding are one matrix is the file's say, not the config's.
+   "gated-gelu" is GELU by tanh, "gelu" the one by erf.  Labels are not shifted in the loss: the decoder's input is. */
+typedef struct tw_t5_stack {
+    tw_embedding relative;                     /* relative_attention_bias [buckets, heads] */
+    tw_t5_block *block;
+    tw_rms_norm  final_norm;
+    int64_t      layers;
+    bool         decoder;
+} tw_t5_stack;
+
+typedef struct tw_t5 {
+    tw_embedding shared;                       /* [vocab, d_model]; both stacks' and usually the head's */
+    tw_t5_stack  encoder, decoder;             /* decoder.layers is 0 where there is none */
+    tw_tensor   *lm_head;                      /* shared.weight, or the head's own */
+    tw_linear    dense, head;                  /* classification_head.dense and .out_proj; classifier, qa_outputs */
+    int64_t      vocab, buckets, max_distance;
+    int64_t      start, pad;                   /* -1: the config has none */
+    float        dropout, head_dropout, scale; /* scale: of what goes into the head */
+    twi_head     kind;
+} tw_t5;
+
+static bool twi_is_mt5(const tw_model *m) { return strcmp(m->type->name, "mt5") == 0; }
+
+static bool twi_t5_linear(tw_model *m, tw_linear *layer, const char *name, int64_t in, int64_t out, double deviation) {
+    if (!tw_linear_init(m, layer, name, in, out, false)) return false;
+    if (!m->from_file) tw_fill_normal(layer->weight, 0, (float)deviation);
+    return true;
+}
+static bool twi_t5_norm(tw_model *m, tw_rms_norm *layer, const char *name, int64_t width, double factor) {
+    if (!tw_rms_norm_init(m, layer, name, width, twi_config_float(m, "layer_norm_epsilon", 1e-6, 0, 1))) return false;
+    if (!m->from_file) tw_fill(layer->weight, (float)factor);
+    return true;
+}
+
+/* layer.N.NAME and layer.N.layer_norm.  The bias table, where this is the attention that has it, stands behind o. */
+static bool twi_t5_attention_init(tw_model *m, tw_t5_attention *a, int64_t sublayer, const char *name, int64_t width, double factor, tw_embedding *relative) {
+    int64_t inner;
+    a->heads = twi_config_int(m, "num_heads", twi_is_mt5(m) ? 6 : 8, 1, 1 << 16);
+    a->head_dim = twi_config_int(m, "d_kv", 64, 1, 1 << 16);
+    if (tw_failed(m->region.tw)) return false;
+    inner = a->heads * a->head_dim;
+    tw_enter(m, "layer", sublayer);
+    tw_enter(m, name, -1);
+    if (!twi_t5_linear(m, &a->q, "q", width, inner, factor / sqrt((double)width * (double)a->head_dim)) ||
+        !twi_t5_linear(m, &a->k, "k", width, inner, factor / sqrt((double)width)) ||
+        !twi_t5_linear(m, &a->v, "v", width, inner, factor / sqrt((double)width)) ||
+        !twi_t5_linear(m, &a->o, "o", inner, width, factor / sqrt((double)inner))) return false;
+    if (relative) {
+        if (!tw_embedding_init(m, relative, "relative_attention_bias", ((tw_t5 *)m->net)->buckets, a->heads)) return false;
+        if (!m->from_file) tw_fill_normal(relative->weight, 0, (float)(factor / sqrt((double)width)));
+    }
+    tw_leave(m);
+    if (!twi_t5_norm(m, &a->norm, "layer_norm", width, factor)) return false;
+    tw_leave(m);
+    return true;
+}
+
+static bool twi_t5_stack_init(tw_model *m, tw_t5_stack *s, const char *name, int64_t layers, bool decoder, int64_t width, double factor) {
+    int64_t inner = twi_config_int(m, "d_ff", twi_is_mt5(m) ? 1024 : 2048, 1, 1 << 24), i;
+    const char *kind = tw_json_string(twi_config_value(m, "feed_forward_proj"), twi_is_mt5(m) ? "gated-gelu" : "relu"), *dash = strchr(kind, '-');
+    tw_activation activation = TW_ACT_NONE;
+    bool gated = dash && strncmp(kind, "gated-", 6) == 0;
+    if (twi_config_value(m, "feed_forward_proj") && tw_json_type(twi_config_value(m, "feed_forward_proj")) != TW_JSON_STRING) kind = "";
+    if ((dash && (!gated || strchr(dash + 1, '-'))) || !tw_activation_named(strcmp(kind, "gated-gelu") == 0 ? "gelu_new" : gated ? dash + 1 : kind, &activation)) {
+        twi_fail(m->region.tw, TW_E_CONFIG, "config: feed_forward_proj \"%.40s\" is neither an activation known here nor gated- and one", kind);
+        return false;
+    }
+    if (tw_failed(m->region.tw)) return false;
+    s->layers = layers;
+    s->decoder = decoder;
+    s->block = (tw_t5_block *)twi_alloc(&m->region, (size_t)layers, sizeof *s->block);
+    if (!s->block) return false;
+    tw_enter(m, name, -1);
+    for (i = 0; i < layers; i++) {
+        tw_t5_block *b = &s->block[i];
+        b->layer = i;
+        b->decoder = decoder;
+        b->gated = gated;
+        b->activation = activation;
+        b->dropout = ((tw_t5 *)m->net)->dropout;
+        tw_enter(m, "block", i);
+        if (!twi_t5_attention_init(m, &b->self, 0, "SelfAttention", width, factor, i == 0 ? &s->relative : NULL)) return false;
+        if (decoder && !twi_t5_attention_init(m, &b->cross, 1, "EncDecAttention", width, factor, NULL)) return false;
+        tw_enter(m, "layer", decoder ? 2 : 1);
+        tw_enter(m, "DenseReluDense", -1);
+        if (!twi_t5_linear(m, &b->wi, gated ? "wi_0" : "wi", width, inner, factor / sqrt((double)width)) ||
+            (gated && !twi_t5_linear(m, &b->wi_1, "wi_1", width, inner, factor / sqrt((double)width))) ||
+            !twi_t5_linear(m, &b->wo, "wo", inner, width, factor / sqrt((double)inner))) return false;
+        tw_leave(m);
+        if (!twi_t5_norm(m, &b->norm, "layer_norm", width, factor)) return false;
+        tw_leave(m);
+        tw_leave(m);
+    }
+    if (!twi_t5_norm(m, &s->final_norm, "final_layer_norm", width, factor)) return false;
+    tw_leave(m);
+    return true;
+}
+
+/* A token that the config may name; -1: it does not. */
+static int64_t twi_config_token(tw_model *m, const char *key, int64_t otherwise, int64_t vocab) {
+    const tw_json *v = tw_json_get(m->config, key);
+    if (tw_json_type(v) == TW_JSON_NULL || (!v && otherwise < 0)) return -1;
+    return twi_config_int(m, key, otherwise, 0, vocab - 1);
+}
+
+static bool twi_t5_build(tw_model *m) {
+    tw_t5 *t = (tw_t5 *)m->net;
+    int64_t width = twi_config_int(m, "d_model", 512, 1, 1 << 20), layers = twi_config_int(m, "num_layers", twi_is_mt5(m) ? 8 : 6, 1, 4096);
+    int64_t decoder_layers = twi_config_int(m, "num_decoder_layers", layers, 1, 4096);
+    double factor = (double)twi_config_float(m, "initializer_factor", 1, 0, 1e6);
+    bool tied = twi_config_bool(m, "tie_word_embeddings", true), decodes;
+    t->kind = twi_head_of(m);
+    decodes = t->kind != TWI_HEAD_ENCODER && t->kind != TWI_HEAD_TOKEN;
+    t->vocab = twi_config_int(m, "vocab_size", twi_is_mt5(m) ? 250112 : 32128, 1, INT32_MAX - 1);
+    t->buckets = twi_config_int(m, "relative_attention_num_buckets", 32, 4, 1 << 20);
+    t->max_distance = twi_config_int(m, "relative_attention_max_distance", 128, 1, INT32_MAX);
+    t->dropout = twi_config_float(m, "dropout_rate", 0.1, 0, 0.999);
+    t->head_dropout = twi_config_float(m, "classifier_dropout", 0, 0, 0.999);
+    t->start = twi_config_token(m, "decoder_start_token_id", twi_is_mt5(m) ? 0 : -1, t->vocab);
+    t->pad = twi_config_token(m, "pad_token_id", 0, t->vocab);
+    t->scale = !twi_is_mt5(m) && twi_config_bool(m, "scale_decoder_outputs", tied) ? 1.0f / sqrtf((float)width) : 1.0f;
+    if (tw_failed(m->region.tw)) return false;
+    if (t->max_distance <= t->buckets / (decodes ? 2 : 4)) {
+        twi_fail(m->region.tw, TW_E_CONFIG, "config: relative_attention_max_distance %lld must be larger than the %lld distances that have a bucket of their own",
+                 (long long)t->max_distance, (long long)(t->buckets / (decodes ? 2 : 4)));
+        return false;
+    }
+    if (t->kind == TWI_HEAD_SEQUENCE || t->kind == TWI_HEAD_TOKEN) tw_enter(m, "transformer", -1);
+    if (!tw_embedding_init(m, &t->shared, "shared", t->vocab, width) || !twi_add_alias(m, "encoder.embed_tokens.weight", t->shared.weight) ||
+        !twi_add_alias(m, "decoder.embed_tokens.weight", t->shared.weight)) return false;
+    if (!m->from_file) tw_fill_normal(t->shared.weight, 0, (float)factor);
+    if (!twi_t5_stack_init(m, &t->encoder, "encoder", layers, false, width, factor)) return false;
+    if (decodes && !twi_t5_stack_init(m, &t->decoder, "decoder", decoder_layers, true, width, factor)) return false;
+    if (t->kind == TWI_HEAD_SEQUENCE || t->kind == TWI_HEAD_TOKEN) tw_leave(m);
+    m->head_begins = m->parameters;
+    switch (t->kind) {
+    case TWI_HEAD_LM:                          /* a new T5 1.1 has a head of its own; one that is opened has what its file has */
+        if (tied || twi_is_mt5(m) || (m->from_file && !m->region.tw->planning)) {
+            t->lm_head = t->shared.weight;
+            return twi_add_tied(m, "lm_head.weight", &t->lm_head);
+        }
+        t->lm_head = tw_add_parameter(m, "lm_head.weight", tw_shape2(t->vocab, width));
+        if (!m->from_file) tw_fill_normal(t->lm_head, 0, (float)factor);
+        return t->lm_head != NULL;
+    case TWI_HEAD_SEQUENCE:
+        tw_enter(m, "classification_head", -1);
+        m->initializer_range = (float)(factor / sqrt((double)width));
+        if (!tw_linear_init(m, &t->dense, "dense", width, width, true) || !tw_linear_init(m, &t->head, "out_proj", width, twi_config_labels(m), true)) return false;
+        tw_leave(m);
+        break;
+    case TWI_HEAD_TOKEN:
+        m->initializer_range = (float)factor;
+        return tw_linear_init(m, &t->head, "classifier", width, twi_config_labels(m), true);
+    case TWI_HEAD_QA:
+        m->initializer_range = (float)(factor / sqrt((double)width));
+        return tw_linear_init(m, &t->head, "qa_outputs", width, 2, true);
+    default: break;
+    }
+    return !tw_failed(m->region.tw);
+}
+
+/* The bias of every distance that T queries behind `past` keys can have: [heads, T + Tk - 1], from 1 - T - past on. */
+static tw_tensor *twi_t5_bias(const tw_t5 *t, const tw_t5_stack *s, int64_t queries, int64_t past) {
+    tw_context *tw = s->relative.weight->tw;
+    int64_t count = 2 * queries + past - 1, i;
+    tw_tensor *bucket = tw_ids(tw, tw_shape1(count), NULL);
+    if (!bucket) return NULL;
+    if (twi_computes(tw))
+        for (i = 0; i < count; i++) ((int32_t *)bucket->data)[i] = (int32_t)tw_t5_bucket(i + 1 - queries - past, !s->decoder, t->buckets, t->max_distance);
+    return tw_contiguous(tw_transpose(tw_embedding_forward(&s->relative, bucket), 0, 1));
+}
+
+/* One stack: x [B, T, C] -> [B, T, C].  names: of the hidden states that are given out. */
+static tw_tensor *twi_t5_stack_forward(tw_model *m, const tw_t5_stack *s, tw_tensor *ids, tw_tensor *encoder, tw_t5_input *how, const char *names, tw_outputs *out) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    const tw_pass *pass = how->pass;
+    tw_tensor *inputs[3], *x;
+    int64_t past = s->decoder && pass->cache ? pass->cache->length : 0, i;
+    twi_stream stream;
+    inputs[1] = twi_t5_bias(t, s, ids->shape[1], past);
+    inputs[2] = encoder;
+    if (!inputs[1]) return NULL;
+    x = twi_stream_begin(&stream, tw_dropout(tw_embedding_forward(&t->shared, ids), t->dropout), pass->hidden_states);
+    for (i = 0; x && i < s->layers; i++) {
+        if (pass->hidden_states && !twi_numbered_output(out, names, i, x)) return NULL;
+        how->block = &s->block[i];
+        inputs[0] = x;
+        x = twi_stream_next(&stream, x, m->checkpointing ? tw_checkpoint(m->region.tw, tw_t5_block_forward, how, sizeof *how, inputs, s->decoder ? 3 : 2)
+                                                         : tw_t5_block_forward(how, inputs));
+    }
+    if (x && s->decoder && pass->last_token_only && t->kind == TWI_HEAD_LM) x = tw_slice(x, 1, x->shape[1] - 1, 1);
+    x = x ? tw_dropout(tw_rms_norm_forward(&s->final_norm, x), t->dropout) : NULL;
+    if (x && pass->hidden_states && !twi_numbered_output(out, names, s->layers, x)) return NULL;
+    return x;
+}
+
+/* What a decoder reads while it learns to write `labels`: the start token, then the labels one place to the right; where they
+   are ignored, padding. */
+static tw_tensor *twi_t5_shift_right(tw_model *m, const tw_tensor *labels) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    tw_tensor *ids;
+    int64_t i, n = tw_count(labels), length = twi_columns(labels);
+    if (!twi_is_i32(labels, m->region.tw, "labels")) return NULL;
+    if (t->start < 0 || t->pad < 0) {
+        twi_fail(m->region.tw, TW_E_CONFIG, "config: there is no %s to begin the decoder's input with", t->start < 0 ? "decoder_start_token_id" : "pad_token_id");
+        return NULL;
+    }
+    ids = twi_new(m->region.tw, TW_I32, labels->rank, labels->shape);
+    if (ids && twi_computes(m->region.tw)) for (i = 0; i < n; i++) {
+        int32_t before = i % length ? ((const int32_t *)labels->data)[i - 1] : (int32_t)t->start;
+        ((int32_t *)ids->data)[i] = before == TWI_IGNORED ? (int32_t)t->pad : before;
+    }
+    return ids;
+}
+
+/* The last end token of each row: what stands for the row in a classifier.  Every row must have as many as the first. */
+static bool twi_t5_last_ends(tw_model *m, const tw_tensor *ids, int32_t *at) {
+    int64_t end = tw_json_int(twi_config_value(m, "eos_token_id"), 1), b, i, batch = ids->shape[0], length = ids->shape[1], count, first = 0;
+    for (b = 0; b < batch; b++) {
+        at[b] = (int32_t)(length - 1);
+        if (!twi_computes(m->region.tw)) continue;
+        for (i = count = 0; i < length; i++) if (((const int32_t *)ids->data)[b * length + i] == end) { at[b] = (int32_t)i; count++; }
+        if (b == 0) first = count;
+        if (count != 0 && count == first) continue;
+        twi_fail(m->region.tw, TW_E_ARGUMENT, "forward: row %lld of input_ids has %lld end tokens (%lld), the first row %lld: every row needs as many, and one at least",
+                 (long long)b, (long long)count, (long long)end, (long long)first);
+        return false;
+    }
+    return true;
+}
+
+static bool twi_t5_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    tw_tensor *logits;
+    int32_t *at;
+    switch (t->kind) {
+    case TWI_HEAD_LM: return twi_language_head(t->scale < 1 ? tw_scale(h, t->scale) : h, t->lm_head, in, pass, false, out);
+    case TWI_HEAD_SEQUENCE:
+        if (!ids || ids->shape[0] != h->shape[0] || ids->shape[1] != h->shape[1]) {
+            twi_fail(m->region.tw, TW_E_SHAPE, "forward: the decoder of a classifier reads as many tokens as the encoder, not %lld", (long long)h->shape[1]);
+            return false;
+        }
+        at = (int32_t *)twi_step_record(m->region.tw, (size_t)ids->shape[0] * sizeof *at);
+        if (!at || !twi_t5_last_ends(m, ids, at)) return false;
+        logits = tw_dropout(tw_linear_activate(&t->dense, tw_dropout(twi_pick_tokens(h, at), t->head_dropout), TW_ACT_TANH), t->head_dropout);
+        logits = tw_linear_forward(&t->head, logits);
+        return twi_output(out, "logits", logits) && twi_classifier_loss(m, logits, in, out);
+    default: return twi_decoder_heads(m, t->kind == TWI_HEAD_ENCODER ? TWI_HEAD_NONE : t->kind, &t->head, t->head_dropout, h, ids, in, pass, out);
+    }
+}
+
+/* The decoder's tokens: as they are given, or made of the labels, or (classifiers) of what the encoder reads. */
+static tw_tensor *twi_t5_decoder_ids(tw_model *m, const tw_batch *in, tw_tensor *ids) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    tw_tensor *from = t->kind == TWI_HEAD_LM ? tw_batch_get(in, "labels") : t->kind == TWI_HEAD_NONE ? NULL : ids, *shifted;
+    tw_batch one;
+    if (tw_batch_get(in, "decoder_input_ids") || !from) return twi_input_ids(m, in, "decoder_input_ids");
+    shifted = twi_t5_shift_right(m, from);
+    memset(&one, 0, sizeof one);
+    return shifted && tw_batch_set(&one, "decoder_input_ids", shifted) ? twi_input_ids(m, &one, "decoder_input_ids") : NULL;
+}
+
+static bool twi_t5_forward(tw_model *m, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    tw_context *tw = m->region.tw;
+    tw_cache *cache = pass->cache;
+    bool decodes = t->decoder.layers > 0, read = cache && cache->encoder_read;
+    tw_tensor *ids = NULL, *encoder = read ? NULL : tw_batch_get(in, "encoder_outputs"), *decoder_ids, *mask = tw_batch_get(in, "attention_mask"), *h;
+    int64_t rows, tokens, past = cache ? cache->length : 0;
+    tw_t5_input how;
+    memset(&how, 0, sizeof how);
+    how.pass = pass;
+    if (tw_batch_get(in, "input_ids") || (!read && !encoder)) { ids = twi_input_ids(m, in, "input_ids"); if (!ids) return false; }
+    if (encoder && (encoder->rank != 3 || encoder->shape[2] != tw_dim(t->shared.weight, 1) || encoder->dtype != TW_F32)) {
+        twi_fail(tw, TW_E_SHAPE, "forward: encoder_outputs of shape %s are no hidden states of this model", TWI_SHAPE(encoder));
+        return false;
+    }
+    if (cache && decodes && !cache->encoder_keys) { twi_fail(tw, TW_E_ARGUMENT, "forward: the cache has no room for what the decoder reads of the encoder (tw_cache_add_encoder)"); return false; }
+    rows = read ? cache->batch : encoder ? encoder->shape[0] : ids->shape[0];
+    tokens = read ? cache->encoder_tokens : encoder ? encoder->shape[1] : ids->shape[1];
+    if (!twi_key_mask(m, mask, rows, tokens, &how.key_mask)) return false;
+    how.encoder_mask = how.key_mask;
+    if (!read && !encoder) {
+        encoder = twi_t5_stack_forward(m, &t->encoder, ids, NULL, &how, decodes ? "encoder_hidden_states" : "hidden_states", out);
+        if (!encoder) return false;
+    }
+    if (!decodes) return twi_t5_heads(m, encoder, ids, in, pass, out);
+    if (!read && (pass->hidden_states || t->kind == TWI_HEAD_NONE) && !twi_output(out, "encoder_last_hidden_state", encoder)) return false;
+    decoder_ids = twi_t5_decoder_ids(m, in, ids);
+    if (!decoder_ids) return false;
+    if (decoder_ids->shape[0] != rows) {
+        twi_fail(tw, TW_E_SHAPE, "forward: %lld rows for the decoder, %lld for the encoder", (long long)decoder_ids->shape[0], (long long)rows);
+        return false;
+    }
+    if (!twi_key_mask(m, tw_batch_get(in, "decoder_attention_mask"), rows, past + decoder_ids->shape[1], &how.key_mask)) return false;
+    h = twi_t5_stack_forward(m, &t->decoder, decoder_ids, encoder, &how, "decoder_hidden_states", out);
+    if (!h || !twi_t5_heads(m, h, ids, in, pass, out)) return false;
+    if (cache) { cache->length += decoder_ids->shape[1]; cache->encoder_read = true; }
+    return true;
+}
+
+static void twi_t5_set_dropout(tw_model *m, float p) {
+    tw_t5 *t = (tw_t5 *)m->net;
+    int64_t i;
+    t->dropout = t->head_dropout = p;
+    for (i = 0; i < t->encoder.layers; i++) t->encoder.block[i].dropout = p;
+    for (i = 0; i < t->decoder.layers; i++) t->decoder.block[i].dropout = p;
+}
+
+/* The start token is generation_config.json's, config.json's, or the bos token. */
+static bool twi_t5_decoder(const tw_model *m, twi_decoder *d) {
+    const tw_t5 *t = (const tw_t5 *)m->net;
+    if (t->kind != TWI_HEAD_LM) return false;
+    d->layers = t->decoder.layers;
+    d->heads = t->decoder.block[0].self.heads;
+    d->head_dim = t->decoder.block[0].self.head_dim;
+    d->vocab = t->vocab;
+    d->positions = INT32_MAX - 1;
+    d->eos = 1;
+    d->start = tw_json_int(tw_json_get(m->generation_config, "decoder_start_token_id"), t->start);
+    if (d->start < 0) d->start = tw_json_int(tw_json_get(m->generation_config, "bos_token_id"), tw_json_int(tw_json_get(m->config, "bos_token_id"), -1));
+    if (d->start >= 0 && d->start < d->vocab) return true;
+    twi_fail(m->region.tw, TW_E_CONFIG, "config: there is no decoder_start_token_id (nor a bos_token_id) in the vocabulary to begin with");
+    return true;
+}
+
+static bool twi_t5_prepare(tw_model *m, const twi_reading *r, tw_batch *in) {
+    if (!r->cache->encoder_read && !tw_batch_set(in, "input_ids", tw_ids(m->region.tw, tw_shape2(1, r->given_count), r->given))) return false;
+    return tw_batch_set(in, "decoder_input_ids", twi_reading_ids(m, r));
+}
+
+static const twi_model_type twi_t5_type = { "t5", "transformer.", sizeof(tw_t5), twi_t5_build, twi_t5_forward, twi_t5_set_dropout, twi_t5_decoder, twi_t5_prepare, NULL };
+static const twi_model_type twi_mt5_type = { "mt5", "transformer.", sizeof(tw_t5), twi_t5_build, twi_t5_forward, twi_t5_set_dropout, twi_t5_decoder, twi_t5_prepare, NULL };
 
 /* -- BERT (Devlin et al. 2018), RoBERTa (Liu et al. 2019), XLM-RoBERTa (Conneau et al. 2019) ---------------------
    One encoder, three sets of names.  Easy to get wrong: the norms come after the sums, and the embeddings have one too; GELU is
@@ -7086,7 +7534,7 @@ static bool twi_bert_decoder(const tw_model *m, twi_decoder *d);
 static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in);
 #define TWI_BERT_TYPE(name, prefix) \
     { name, prefix, sizeof(tw_bert), twi_bert_build, twi_bert_forward, twi_bert_set_dropout, twi_bert_decoder, twi_bert_prepare, \
-      "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" }
+      "max_position_embeddings" }
 static const twi_model_type twi_bert_type = TWI_BERT_TYPE("bert", "bert."), twi_flagai_bert_type = TWI_BERT_TYPE("bert", "bert."),
                             twi_roberta_type = TWI_BERT_TYPE("roberta", "roberta."), twi_xlm_roberta_type = TWI_BERT_TYPE("xlm-roberta", "roberta.");
 
@@ -8025,7 +8473,7 @@ static bool twi_glm_decoder(const tw_model *m, twi_decoder *d) {
 }
 
 static const twi_model_type twi_glm_type = { "glm", "model.", sizeof(tw_glm), twi_glm_build, twi_glm_forward, twi_glm_set_dropout, twi_glm_decoder, NULL,
-                                             "max_sequence_length", "hidden_size", "num_layers", "num_attention_heads" };
+                                             "max_sequence_length" };
 
 /* -- GLM-4 (GLM team 2024): transformers' `glm` and `glm4` ------------------------------------------------------------------
    Easy to get wrong: the rotary pairs are neighbours (2i, 2i+1), and only the first part of each head is turned
@@ -8167,9 +8615,9 @@ static bool twi_rotary_decoder(const tw_model *m, twi_decoder *d) {
 }
 
 static const twi_model_type twi_glm_hf_type = { "glm", "model.", sizeof(tw_rotary), twi_rotary_build, twi_rotary_forward, twi_rotary_set_dropout, twi_rotary_decoder, NULL,
-                                                "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" };
+                                                "max_position_embeddings" };
 static const twi_model_type twi_glm4_type = { "glm4", "model.", sizeof(tw_rotary), twi_rotary_build, twi_rotary_forward, twi_rotary_set_dropout, twi_rotary_decoder, NULL,
-                                              "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads" };
+                                              "max_position_embeddings" };
 
 /* -- all models that can be opened: the class that config.json's `architectures` names, or the task asks for ---- */
 
@@ -8208,7 +8656,19 @@ static const twi_model_class twi_model_classes[] = {           /* without class 
     { "BertForPreTraining",         &twi_bert_type, TWI_HEAD_PRETRAINING, "pretraining" },
     { "BertForNextSentencePrediction", &twi_bert_type, TWI_HEAD_NEXT,  "next-sentence-prediction" },
     TWI_BERT_CLASSES("Roberta", &twi_roberta_type, "ForCausalLM"),
-    TWI_BERT_CLASSES("XLMRoberta", &twi_xlm_roberta_type, "ForCausalLM")
+    TWI_BERT_CLASSES("XLMRoberta", &twi_xlm_roberta_type, "ForCausalLM"),
+    { "T5ForConditionalGeneration",   &twi_t5_type,  TWI_HEAD_LM,       "lm" },
+    { "T5Model",                      &twi_t5_type,  TWI_HEAD_NONE,     "embedding" },
+    { "T5EncoderModel",               &twi_t5_type,  TWI_HEAD_ENCODER,  "encoder" },
+    { "T5ForSequenceClassification",  &twi_t5_type,  TWI_HEAD_SEQUENCE, "classification" },
+    { "T5ForTokenClassification",     &twi_t5_type,  TWI_HEAD_TOKEN,    "token-classification" },
+    { "T5ForQuestionAnswering",       &twi_t5_type,  TWI_HEAD_QA,       "question-answering" },
+    { "MT5ForConditionalGeneration",  &twi_mt5_type, TWI_HEAD_LM,       "lm" },
+    { "MT5Model",                     &twi_mt5_type, TWI_HEAD_NONE,     "embedding" },
+    { "MT5EncoderModel",              &twi_mt5_type, TWI_HEAD_ENCODER,  "encoder" },
+    { "MT5ForSequenceClassification", &twi_mt5_type, TWI_HEAD_SEQUENCE, "classification" },
+    { "MT5ForTokenClassification",    &twi_mt5_type, TWI_HEAD_TOKEN,    "token-classification" },
+    { "MT5ForQuestionAnswering",      &twi_mt5_type, TWI_HEAD_QA,       "question-answering" }
 #undef TWI_BERT_CLASSES
 };
 enum { TWI_MODEL_CLASSES = (int)(sizeof twi_model_classes / sizeof *twi_model_classes) };
@@ -8280,7 +8740,7 @@ TWDEF int64_t tw_max_positions(const tw_model *model) {
         const tw_bert *g = (const tw_bert *)model->net;
         return g->max_positions - (g->roberta ? g->pad + 1 : 0);
     }
-    return tw_json_int(twi_config_value(model, model->type->positions), 1024);
+    return !model->type->positions ? 0 : tw_json_int(twi_config_value(model, model->type->positions), 1024);
 }
 TWDEF bool tw_set_dropout(tw_model *model, float p) {
     if (!model || !model->type || tw_failed(model->region.tw)) return false;
@@ -16032,8 +16492,11 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
     tw_model *m;
     tw_batch batch;
     tw_tensor *ids;
+    twi_decoder shape;
     memset(&plan, 0, sizeof plan);
     memset(&d, 0, sizeof d);
+    memset(&shape, 0, sizeof shape);
+    shape.start = -1;
     if (!tw || tw_failed(tw)) return plan;
     if (how) d = *how;
     if (d.batch <= 0) d.batch = 1;
@@ -16049,8 +16512,11 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
     ids = m ? tw_ids(dry, tw_shape2(d.batch, d.sequence), NULL) : NULL;
     if (ids && tw_batch_set(&batch, "input_ids", ids)) {
         plan.parameters = tw_num_parameters(m, false);
+        tw_batch_set(&batch, "decoder_input_ids", ids);            /* read by an encoder-decoder only */
         if (d.training) {
-            tw_batch_set(&batch, "labels", ids);
+            tw_batch_set(&batch, "labels", twi_head_of(m) == TWI_HEAD_SEQUENCE ? tw_ids(dry, tw_shape1(d.batch), NULL) : ids);
+            tw_batch_set(&batch, "start_positions", tw_ids(dry, tw_shape1(d.batch), NULL));
+            tw_batch_set(&batch, "end_positions", tw_ids(dry, tw_shape1(d.batch), NULL));
             tw_gradient_checkpointing(m, d.gradient_checkpointing);
             tw_set_optimizer(m, "adamw", NULL);
             tw_forward_backward(m, &batch, NULL);
@@ -16058,9 +16524,11 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
         } else {
             tw_no_grad(dry, true);
             tw_model_forward(m, &batch, NULL, NULL);
-            if (d.new_tokens > 0) {
-                int64_t heads = twi_config_int(m, m->type->heads, 12, 1, 1 << 20), width = twi_config_int(m, m->type->width, 768, 1, 1 << 20);
-                plan.cache_bytes = twi_cache_bytes(twi_config_int(m, m->type->layers, 12, 1, 4096), d.batch, heads, width / heads, d.sequence + d.new_tokens);
+            if (d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
+                int64_t rows = d.batch * shape.heads;
+                plan.cache_bytes = shape.start >= 0 ? twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.sequence) +
+                                                      twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.new_tokens)
+                                                    : twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.sequence + d.new_tokens);
             }
         }
     }

@@ -61,7 +61,7 @@ static uint64_t run_case(const char *family, const char *name, const char *kerne
     if (gradients) tw_to(model, TW_F32);
     golden_batch(tw, in, &batch);
     memset(&pass, 0, sizeof pass);
-    pass.hidden_states = tw_weights_find(want, "hidden_states.0") != NULL;
+    pass.hidden_states = tw_weights_find(want, "hidden_states.0") || tw_weights_find(want, "decoder_hidden_states.0");
     tw_no_grad(tw, !gradients);
     CHECK(tw_model_forward(model, &batch, &pass, &out), "%s/%s: %s", family, name, tw_error(tw));
     loss = tw_batch_get(&out, "loss");

@@ -77,7 +77,33 @@ static int64_t ids_of(const tw_json *list, int32_t ids[ROOM]) {
 /* Now every reading of the clock is a millisecond later: a budget of a few means a few pieces. */
 static int64_t slow_clock(void *user) { return *(int64_t *)user += 1000; }
 
-static void test_ids(void) {
+typedef struct bytes { unsigned char data[400000]; size_t count, room; } bytes;
+static bool write_bytes(void *user, const void *from, size_t count) {
+    bytes *b = (bytes *)user;
+    if (b->count + count > b->room) return false;
+    memcpy(b->data + b->count, from, count);
+    b->count += count;
+    return true;
+}
+static bytes saved;
+static tw_writer writer(size_t room) {
+    tw_writer w;
+    saved.count = 0;
+    saved.room = room;
+    w.write = write_bytes;
+    w.user = &saved;
+    return w;
+}
+
+/* Put into bytes, ended, and taken up again by the same model. */
+static tw_generation *saved_and_restored(tw_model *model, tw_generation *g) {
+    OK(tw_generation_save(g, writer(sizeof saved.data)));
+    tw_generation_end(g);
+    return tw_generation_restore(model, saved.data, saved.count, NULL);
+}
+
+/* One family's cases: at once, in steps, and put away in the middle and taken up again. */
+static void test_ids(const char *family) {
     int64_t clock = 0, i, b;
     tw_desc desc;
     tw_context *tw;
@@ -88,7 +114,8 @@ static void test_ids(void) {
     desc.now = slow_clock;
     desc.now_user = &clock;
     tw = tw_create(&desc);
-    cases = tw_json_load(tw, GOLDENS "gpt2/generate.json");
+    snprintf(path, sizeof path, GOLDENS "%s/generate.json", family);
+    cases = tw_json_load(tw, path);
     CHECK(tw_json_count(cases) > 50, "%s", tw_error(tw));
     for (i = 0; i < tw_json_count(cases); i++) {
         const tw_json *c = tw_json_at(cases, i);
@@ -106,17 +133,23 @@ static void test_ids(void) {
             snprintf(opened, sizeof opened, "%s", name);
         }
         n = tw_generate_ids(model, prompt, count, &how, got, ROOM, &score);
-        CHECK(same_ids(got, n, want, wanted), "case %d: other ids (%ld of %ld): %s", (int)i, (long)n, (long)wanted,
+        CHECK(same_ids(got, n, want, wanted), "%s case %d: other ids (%ld of %ld): %s", family, (int)i, (long)n, (long)wanted,
               tw_error(tw));
         best = tw_json_number(tw_json_get(c, "score"), 0);
-        CHECK(fabs((double)score - best) <= 1e-4 + 1e-6 * fabs(best), "case %d: score %g", (int)i, (double)score);
+        CHECK(fabs((double)score - best) <= 1e-4 + 1e-6 * fabs(best), "%s case %d: score %g", family, (int)i, (double)score);
         for (b = 0; b < 2; b++) {                          /* in slices: one token at a time, and by the clock */
             g = tw_generation_begin_ids(model, prompt, count, &how);
             while (tw_generation_step(g, b ? 3000 : 0) == TW_MORE) continue;
             n = tw_generation_ids(g, &ids);
-            CHECK(same_ids(ids, n, want, wanted), "case %d in steps: %s", (int)i, tw_error(tw));
+            CHECK(same_ids(ids, n, want, wanted), "%s case %d in steps: %s", family, (int)i, tw_error(tw));
             tw_generation_end(g);
         }
+        g = tw_generation_begin_ids(model, prompt, count, &how);
+        for (b = 0; b < i % 5 && tw_generation_step(g, 0) == TW_MORE; b++) continue;
+        g = saved_and_restored(model, g);
+        n = tw_generation_step(g, -1) == TW_DONE ? tw_generation_ids(g, &ids) : -1;
+        CHECK(same_ids(ids, n, want, wanted), "%s case %d saved after %d steps: %s", family, (int)i, (int)b, tw_error(tw));
+        tw_generation_end(g);
     }
     tw_json_free(cases);
     tw_destroy(tw);
@@ -239,24 +272,6 @@ static void test_same_everywhere(void) {
             }
         }
     }
-}
-
-typedef struct bytes { unsigned char data[400000]; size_t count, room; } bytes;
-static bool write_bytes(void *user, const void *from, size_t count) {
-    bytes *b = (bytes *)user;
-    if (b->count + count > b->room) return false;
-    memcpy(b->data + b->count, from, count);
-    b->count += count;
-    return true;
-}
-static bytes saved;
-static tw_writer writer(size_t room) {
-    tw_writer w;
-    saved.count = 0;
-    saved.room = room;
-    w.write = write_bytes;
-    w.user = &saved;
-    return w;
 }
 
 /* Saved after every step, restored in a context of its own with the same weights, it goes on to the same ids. */
@@ -626,7 +641,8 @@ static void test_text(void) {
 }
 
 int main(void) {
-    test_ids();
+    test_ids("gpt2");
+    test_ids("t5");
     test_warpers();
     test_selection();
     test_same_everywhere();

@@ -121,6 +121,45 @@ static tw_tensor *do_attention_bias(tw_tensor *const *p) {
     how.scale = 0.7f;
     return tw_attention(p[0], p[1], p[2], &how);
 }
+/* the bias as a row of distances, [H or 1, Tq + Tk - 1] */
+static tw_tensor *do_attention_distance(tw_tensor *const *p) {
+    tw_attention_desc how;
+    memset(&how, 0, sizeof how);
+    how.distance_bias = p[3];
+    how.scale = 1;
+    return tw_attention(p[0], p[1], p[2], &how);
+}
+static tw_tensor *do_attention_distance_causal(tw_tensor *const *p) {
+    static const int32_t keep[] = { 1, 1, 0, 1, 1,   1, 0, 1, 1, 1 };
+    tw_attention_desc how;
+    memset(&how, 0, sizeof how);
+    how.causal = true;
+    how.query_start = 2;
+    how.key_mask = tw_ids(tw, tw_shape2(2, 5), keep);
+    how.distance_bias = p[3];
+    return tw_attention(p[0], p[1], p[2], &how);
+}
+/* Written out as a bias [1, H, Tq, Tk] it gives the same bits, for one query as for many. */
+static void test_distances(int64_t queries, int64_t keys, int64_t heads) {
+    tw_tensor *q = param(tw_shape4(2, queries, 4, 5), -1, 1), *k = param(tw_shape4(2, keys, 2, 5), -1, 1), *v = param(tw_shape4(2, keys, 2, 5), -1, 1);
+    tw_tensor *row = param(tw_shape2(heads, queries + keys - 1), -1, 1), *whole = tw_full(tw, tw_shape4(1, heads, queries, keys), 0), *a, *b;
+    tw_attention_desc how;
+    int64_t h, i, j;
+    for (h = 0; h < heads; h++) for (i = 0; i < queries; i++) for (j = 0; j < keys; j++)
+        tw_data(whole)[(h * queries + i) * keys + j] = tw_data(row)[h * (queries + keys - 1) + j - i + queries - 1];
+    memset(&how, 0, sizeof how);
+    how.distance_bias = row;
+    a = tw_attention(q, k, v, &how);
+    how.distance_bias = NULL;
+    how.bias = whole;
+    b = tw_attention(q, k, v, &how);
+    CHECK(a && b && memcmp(tw_data(a), tw_data(b), (size_t)tw_count(a) * sizeof(float)) == 0, "distances of %d queries and %d keys: other bits than a bias (%s)", (int)queries,
+          (int)keys, tw_error(tw));
+    how.distance_bias = row;
+    CHECK(!tw_attention(q, k, v, &how) && tw_failed(tw), "two biases at once");
+    tw_clear_error(tw);
+    tw_end_step(tw);
+}
 static tw_tensor *do_attention_mask(tw_tensor *const *p) {
     static const int32_t mask[] = { 1, 1, 0, 0, 1,  0, 1, 1, 1, 0,  1, 0, 0, 0, 0 };
     tw_attention_desc how;
@@ -243,7 +282,12 @@ int main(void) {
     { tw_tensor *x = param(tw_shape4(2, 3, 2, 9), -1, 1); check("rope", do_rope, &x, 1, 2e-3); check("rope by halves", do_rope_halves, &x, 1, 2e-3); }
     { tw_tensor *p[4]; p[0] = param(tw_shape4(2, 3, 4, 5), -1, 1); p[1] = param(tw_shape4(2, 5, 2, 5), -1, 1); p[2] = param(tw_shape4(2, 5, 2, 5), -1, 1); p[3] = param(tw_shape4(1, 4, 3, 5), -1, 1);
       check("attention, causal, grouped heads", do_attention, p, 3, 2e-3); check("attention, bias and key mask", do_attention_bias, p, 4, 2e-3);
-      check("attention, mask and dropout", do_attention_mask, p, 3, 2e-3); check("attention, prefix", do_attention_prefix, p, 3, 2e-3); }
+      check("attention, mask and dropout", do_attention_mask, p, 3, 2e-3); check("attention, prefix", do_attention_prefix, p, 3, 2e-3);
+      p[3] = param(tw_shape2(4, 7), -1, 1); check("attention, bias by distance", do_attention_distance, p, 4, 2e-3); check("attention, causal, bias by distance", do_attention_distance_causal, p, 4, 2e-3);
+      p[3] = param(tw_shape2(1, 7), -1, 1); check("attention, one bias by distance for all heads", do_attention_distance, p, 4, 2e-3); }
+    test_distances(5, 5, 4);
+    test_distances(1, 37, 4);
+    test_distances(60, 300, 1);
     { tw_tensor *x = param(tw_shape3(2, 5, 18), -1, 1); check("attention, fused", do_attention_fused, &x, 1, 2e-3); }
     { tw_tensor *p[2]; p[0] = param(tw_shape3(2, 4, 7), -2, 2); p[1] = param(tw_shape3(2, 4, 7), 0, 1); check("cross_entropy", do_cross_entropy, p, 1, 2e-3); check("bce", do_bce, p, 2, 2e-3); check("mse", do_mse, p, 2, 2e-3); }
     { tw_tensor *p[2]; p[0] = param(tw_shape3(2, 4, 5), -1, 1); p[1] = param(tw_shape2(7, 5), -1, 1); check("linear_cross_entropy", do_head_loss, p, 2, 2e-3); }
