@@ -781,9 +781,14 @@ TWDEF void       tw_gradient_checkpointing(tw_model *model, bool on);
    and then the numbers, little-endian and row-major, without holes.  Large models come in shards,
    with an index that tells which tensor is in which file.
 
+   PyTorch's own files (pytorch_model.bin) are a pickle, a program that builds Python objects, and the numbers beside it,
+   in a zip file or, before PyTorch 1.6, in one stream.  Both are read by a machine that can build tensors and the lists and
+   dictionaries around them and nothing else, whatever a file asks for: nothing in a file is ever run.  The dictionary of the
+   weights may be a part, named state_dict, model_state_dict, module or model, of what a training program saved.
+
    A file may come from anywhere, so every promise it makes is checked before it is used: lengths,
    offsets and shapes against each other and against the file, names for being there once, shards
-   for lying in the folder.  Opening costs time and memory by the header, not by the weights, which
+   for lying in the folder.  Opening costs time and memory by the header or pickle, not by the weights, which
    are mapped into memory and read when they are used.  (Numbers are taken as they are: this chapter
    supports little-endian machines.)
    ============================================================================================ */
@@ -803,15 +808,18 @@ typedef struct tw_weight {
     size_t      bytes;
     bool        writable;              /* data may be changed in memory; the file does not change with it */
     bool        aligned;               /* data can be read as an array of its dtype; else copy it out with memcpy */
+    bool        shared;                /* others of this file lie on the same bytes and would change with it (PyTorch files: tied weights) */
     const char *file;                  /* where it is: for error messages */
     size_t      offset;                /* and at which byte of that file */
 } tw_weight;
 
 typedef struct tw_weights tw_weights;
 
-/* Opens a .safetensors file, a .safetensors.index.json with the shards it names, or a folder with one of the two.
+/* Opens a safetensors file, a PyTorch checkpoint (both are known by their first bytes), an index (.index.json) with the shards
+   it names, or a folder with one of these: model.safetensors, its index, pytorch_model.bin, its index, the first that is there.
    NULL with TW_E_MISSING (no such file or shard), TW_E_FILE, TW_E_FORMAT (malformed: the sentence has tensor,
-   file and byte), TW_E_UNSUPPORTED (a dtype not listed above, more than 8 dimensions) or TW_E_RANGE (a limit). */
+   file and byte), TW_E_UNSUPPORTED (a dtype not listed above, more than 8 dimensions, a pickle that asks for more than
+   tensors) or TW_E_RANGE (a limit). */
 TWDEF tw_weights      *tw_open_weights(tw_context *tw, const char *path);
 
 /* The same from bytes in memory, which must stay there until tw_close_weights. */
@@ -2195,6 +2203,25 @@ static void twi_release_file(twi_region *region, twi_bytes *bytes) {
                 break;
             }
     memset(bytes, 0, sizeof *bytes);
+}
+
+/* These bytes of a mapped file were copied and are not read again soon: the system may have the pages back (it reads them
+   from the file again if need be, so nobody may have written there). */
+static void twi_forget_pages(twi_region *region, const void *data, size_t bytes) {
+#if TWI_MMAP && defined(MADV_DONTNEED)                     /* -std=c99 hides it; then only the process looks larger */
+    struct twi_mapping *mapping;
+    uintptr_t at = (uintptr_t)data, page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (mapping = region->mappings; mapping; mapping = mapping->next) {
+        uintptr_t start = (uintptr_t)mapping->start, begin, end;
+        if (at < start || at - start >= mapping->bytes || bytes > mapping->bytes - (at - start)) continue;
+        begin = (at - start + page - 1) / page * page;        /* whole pages only: the others have neighbours */
+        end = (at - start + bytes) / page * page;
+        if (begin < end) madvise((char *)mapping->start + begin, end - begin, MADV_DONTNEED);
+        break;
+    }
+#else
+    (void)region; (void)data; (void)bytes;
+#endif
 }
 
 /* Would twi_read_file find a file there?  Records no error. */
@@ -8861,9 +8888,10 @@ static bool twi_convert_values(const void *src, tw_dtype from, int64_t count, fl
 /* -- a checkpoint ------------------------------------------------------------------------------------
    All of its memory is in the context's region, block by block, so that it can be closed early and
    goes with the context at last. */
-typedef struct twi_weights_file {      /* one file: its bytes, and its header's text, which holds all names */
+typedef struct twi_weights_file {      /* one file: its bytes, and a text that holds all names */
     twi_bytes bytes;
     char     *header, *path;
+    unsigned char *copies;             /* tensors that do not lie in order in the file */
 } twi_weights_file;
 
 typedef struct twi_metadata { const char *key, *value; } twi_metadata;
@@ -8886,6 +8914,7 @@ TWDEF void tw_close_weights(tw_weights *w) {
     for (i = 0; i < w->file_count; i++) {
         twi_release_file(region, &w->files[i].bytes);
         twi_free(region, w->files[i].header);
+        twi_free(region, w->files[i].copies);
         twi_free(region, w->files[i].path);
     }
     twi_free(region, w->files);
@@ -9133,43 +9162,59 @@ static bool twi_header_read(twi_header *h) {
     return token == '}' && twi_json_next(&h->r) == 'e' && twi_header_check(h, first, first_metadata);
 }
 
-/* What people take for a safetensors file by mistake. */
+/* The first bytes of PyTorch's two formats. */
+static bool twi_is_zip(const unsigned char *p, size_t size) { return size >= 4 && memcmp(p, "PK\3\4", 4) == 0; }
+static bool twi_is_torch(const unsigned char *p, size_t size) { return twi_is_zip(p, size) || (size >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5); }
+
+/* What people take for a checkpoint by mistake. */
 static const char *twi_other_format(const unsigned char *p, size_t size) {
-    if (size >= 4 && memcmp(p, "PK\3\4", 4) == 0) return "this is a zip file (a PyTorch checkpoint?), not safetensors";
-    if (size >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5)
-        return "this is a pickle file (an old PyTorch checkpoint?), not safetensors";
-    if (size >= 4 && memcmp(p, "GGUF", 4) == 0) return "this is a GGUF file, not safetensors";
+    if (size >= 4 && memcmp(p, "GGUF", 4) == 0) return "this is a GGUF file, neither safetensors nor a PyTorch checkpoint";
+    if (size > 262 && memcmp(p + 257, "ustar", 5) == 0) return "this is a tar file, PyTorch's format before 0.1.10, which is not supported";
     if (size >= 8 && memcmp(p, "version ", 8) == 0)
         return "this is the stand-in that git leaves for a large file; fetch the file itself (git lfs pull)";
     return NULL;
 }
 
-/* Adds the tensors of a safetensors file.  Path and bytes become the checkpoint's. */
-static bool twi_add_safetensors(tw_weights *w, const char *path, const twi_bytes *bytes) {
-    tw_context *tw = w->tw;
-    twi_region *region = &tw->region;
+/* One more file of the checkpoint, whose the bytes become. */
+static twi_weights_file *twi_add_weights_file(tw_weights *w, const char *path, const twi_bytes *bytes) {
+    twi_region *region = &w->tw->region;
     twi_weights_file *file = (twi_weights_file *)twi_grow(region, w->files, w->file_count, &w->file_capacity,
                                                           w->file_count + 1, sizeof *file);
     twi_bytes given = *bytes;
-    const unsigned char *p = bytes->data;
-    uint64_t length = 0;
-    twi_header h;
-    int i;
-    if (!file) { twi_release_file(region, &given); return false; }
+    if (!file) { twi_release_file(region, &given); return NULL; }
     w->files = file;
     file += w->file_count++;
     memset(file, 0, sizeof *file);
     file->bytes = given;
     file->path = twi_copy_text(region, path, strlen(path));
-    if (!file->path) return false;
-    if (given.size < 8)
-        return twi_fail_file(tw, TW_E_FORMAT, path,
-                             given.size ? "it is too short to be a safetensors file" : "it is empty");
-    for (i = 7; i >= 0; i--) length = length << 8 | p[i];
-    if (length > given.size - 8 || length > TW_MAX_HEADER_BYTES || length < 2 || p[8] != '{') {
-        const char *other = twi_other_format(p, given.size);
+    return file->path ? file : NULL;
+}
+
+static uint64_t twi_little_endian(const unsigned char *bytes, size_t n) {
+    uint64_t x = 0;
+    while (n-- > 0) x = x << 8 | bytes[n];
+    return x;
+}
+static size_t   twi_u16(const unsigned char *p) { return (size_t)twi_little_endian(p, 2); }
+static uint32_t twi_u32(const unsigned char *p) { return (uint32_t)twi_little_endian(p, 4); }
+static uint64_t twi_u64(const unsigned char *p) { return twi_little_endian(p, 8); }
+
+/* Adds the tensors of a safetensors file.  Path and bytes become the checkpoint's. */
+static bool twi_add_safetensors(tw_weights *w, const char *path, const twi_bytes *bytes) {
+    tw_context *tw = w->tw;
+    twi_region *region = &tw->region;
+    twi_weights_file *file = twi_add_weights_file(w, path, bytes);
+    const unsigned char *p = bytes->data;
+    size_t size = bytes->size;
+    uint64_t length;
+    twi_header h;
+    if (!file) return false;
+    if (size < 8) return twi_fail_file(tw, TW_E_FORMAT, path, size ? "it is too short to be a safetensors file" : "it is empty");
+    length = twi_little_endian(p, 8);
+    if (length > size - 8 || length > TW_MAX_HEADER_BYTES || length < 2 || p[8] != '{') {
+        const char *other = twi_is_torch(p, size) ? "this is a PyTorch checkpoint (a zip file or a pickle), not safetensors" : twi_other_format(p, size);
         return twi_fail_file(tw, TW_E_FORMAT, path, other ? other :
-            length > given.size - 8 ? "its header is longer than the file: it is cut off, or no safetensors file" :
+            length > size - 8 ? "its header is longer than the file: it is cut off, or no safetensors file" :
             length > TW_MAX_HEADER_BYTES ? "its header has more than 100 MB" :
             length < 2 ? "its header is empty" : "its header does not begin with {");
     }
@@ -9183,8 +9228,1037 @@ static bool twi_add_safetensors(tw_weights *w, const char *path, const twi_bytes
                              (size_t)length);
     h.r.counted_from = 8;
     h.data_start = 8 + (size_t)length;
-    h.data_bytes = given.size - h.data_start;
+    h.data_bytes = size - h.data_start;
     return twi_header_read(&h);
+}
+
+/* -- pickle: the Python objects of a PyTorch checkpoint -------------------------------------------------------
+   A pickle is a program for a small stack machine: it pushes numbers and texts, gathers them into tuples, lists
+   and dictionaries, keeps some under a number (the memo), and calls functions by name.  The last is why a pickle from
+   a stranger is dangerous in Python: os.system is a name like any other.  This machine knows the handful of names that
+   tensors need and calls nothing: a name is an entry of the table below, and what PyTorch would do with it is written
+   out here.  Any other name, and any instruction that no checkpoint needs, is an error.
+
+   All values lie in flat tables and refer to each other by number, so a list may contain itself and nothing ever
+   recurses; and all tables together may take only a few times the file's own size, whatever the program asks for. */
+
+typedef enum twi_value_kind {
+    TWI_VALUE_OTHER,                   /* floats, bytes, large numbers, devices: nothing here reads them */
+    TWI_VALUE_NONE, TWI_VALUE_BOOL, TWI_VALUE_INT,
+    TWI_VALUE_BIG,                     /* more than 64 bits: where its bytes are in the file, and how many */
+    TWI_VALUE_TEXT,                    /* the same */
+    TWI_VALUE_NAME,                    /* a row of twi_pickle_names */
+    TWI_VALUE_MARK,                    /* on the stack only: where the mark before it is, + 1 */
+    TWI_VALUE_TUPLE, TWI_VALUE_LIST, TWI_VALUE_DICT, TWI_VALUE_STORAGE, TWI_VALUE_TENSOR     /* a row of the tables */
+} twi_value_kind;
+typedef struct twi_value { int32_t kind; uint32_t length; int64_t number; } twi_value;
+
+typedef struct twi_sequence { size_t first, count, room; } twi_sequence;     /* items of a tuple, list or (key, value, ...) dictionary */
+typedef struct twi_storage { twi_value key; tw_dtype dtype; int64_t count, skip; } twi_storage;  /* skip: see twi_pickle_storage */
+typedef struct twi_view { size_t storage, sizes, strides; tw_dtype dtype; int64_t offset; } twi_view;  /* a tensor; sizes and strides are tuples */
+
+typedef enum twi_pickle_what { TWI_CALL_TENSOR, TWI_CALL_TENSOR_3, TWI_CALL_PARAMETER, TWI_CALL_DICT, TWI_CALL_SIZE, TWI_CALL_DEVICE,
+                        TWI_NAME_STORAGE, TWI_NAME_BYTES, TWI_NAME_DTYPE } twi_pickle_what;
+static const struct { const char *name; twi_pickle_what what; tw_dtype dtype; } twi_pickle_names[] = {
+    { "torch._utils._rebuild_tensor_v2", TWI_CALL_TENSOR, TW_F32 }, { "torch._utils._rebuild_tensor", TWI_CALL_TENSOR, TW_F32 },
+    { "torch._utils._rebuild_tensor_v3", TWI_CALL_TENSOR_3, TW_F32 }, { "torch._utils._rebuild_parameter", TWI_CALL_PARAMETER, TW_F32 },
+    { "torch._utils._rebuild_parameter_with_state", TWI_CALL_PARAMETER, TW_F32 }, { "collections.OrderedDict", TWI_CALL_DICT, TW_F32 },
+    { "torch.Size", TWI_CALL_SIZE, TW_F32 }, { "torch.device", TWI_CALL_DEVICE, TW_F32 },
+    { "torch.FloatStorage", TWI_NAME_STORAGE, TW_F32 }, { "torch.HalfStorage", TWI_NAME_STORAGE, TW_F16 },
+    { "torch.BFloat16Storage", TWI_NAME_STORAGE, TW_BF16 }, { "torch.DoubleStorage", TWI_NAME_STORAGE, TW_F64 },
+    { "torch.LongStorage", TWI_NAME_STORAGE, TW_I64 }, { "torch.IntStorage", TWI_NAME_STORAGE, TW_I32 },
+    { "torch.ShortStorage", TWI_NAME_STORAGE, TW_I16 }, { "torch.CharStorage", TWI_NAME_STORAGE, TW_I8 },
+    { "torch.ByteStorage", TWI_NAME_STORAGE, TW_U8 }, { "torch.BoolStorage", TWI_NAME_STORAGE, TW_BOOL },
+    { "torch.cuda.FloatStorage", TWI_NAME_STORAGE, TW_F32 }, { "torch.cuda.HalfStorage", TWI_NAME_STORAGE, TW_F16 },
+    { "torch.storage.UntypedStorage", TWI_NAME_BYTES, TW_U8 }, { "torch.UntypedStorage", TWI_NAME_BYTES, TW_U8 },
+    { "torch.float32", TWI_NAME_DTYPE, TW_F32 }, { "torch.float16", TWI_NAME_DTYPE, TW_F16 }, { "torch.bfloat16", TWI_NAME_DTYPE, TW_BF16 },
+    { "torch.float64", TWI_NAME_DTYPE, TW_F64 }, { "torch.int64", TWI_NAME_DTYPE, TW_I64 }, { "torch.int32", TWI_NAME_DTYPE, TW_I32 },
+    { "torch.int16", TWI_NAME_DTYPE, TW_I16 }, { "torch.int8", TWI_NAME_DTYPE, TW_I8 }, { "torch.uint8", TWI_NAME_DTYPE, TW_U8 },
+    { "torch.bool", TWI_NAME_DTYPE, TW_BOOL }, { "torch.uint16", TWI_NAME_DTYPE, TW_U16 }, { "torch.uint32", TWI_NAME_DTYPE, TW_U32 },
+    { "torch.uint64", TWI_NAME_DTYPE, TW_U64 }, { "torch.float8_e4m3fn", TWI_NAME_DTYPE, TW_F8_E4M3 },
+    { "torch.float8_e5m2", TWI_NAME_DTYPE, TW_F8_E5M2 }
+};
+
+typedef struct twi_pickle {
+    tw_context          *tw;
+    const char          *path;
+    const unsigned char *file;
+    size_t               at, end, step;                       /* the byte to be read, the end, the instruction that runs */
+    twi_value           *stack, *memo, *item;
+    twi_sequence        *sequence;
+    twi_storage         *storage;
+    twi_view            *view;
+    size_t               depth, memos, items, sequences, storages, views;
+    size_t               stack_room, memo_room, item_room, sequence_room, storage_room, view_room;
+    size_t               mark;                                /* where the newest mark is on the stack, + 1; 0: there is none */
+    size_t               bytes, most;                         /* what the tables take, and may take */
+} twi_pickle;
+
+static twi_pickle twi_pickle_of(tw_context *tw, const char *path, const unsigned char *file, size_t size) {
+    twi_pickle p;
+    memset(&p, 0, sizeof p);
+    p.tw = tw;
+    p.path = path;
+    p.file = file;
+    p.most = ((size_t)16 << 20) + (size < (size_t)-1 / 4 ? size * 2 : size);
+    return p;
+}
+static void twi_pickle_free(twi_pickle *p) {
+    twi_region *region = &p->tw->region;
+    twi_free(region, p->stack);
+    twi_free(region, p->memo);
+    twi_free(region, p->item);
+    twi_free(region, p->sequence);
+    twi_free(region, p->storage);
+    twi_free(region, p->view);
+}
+
+/* At most 100 bytes of a text that may be anything, fit for an error's sentence. */
+typedef struct twi_shown { char s[128]; } twi_shown;
+static twi_shown twi_show(const unsigned char *text, size_t length) {
+    twi_shown shown;
+    size_t i = 0, n = 0;
+    while (i < length && n < 100) {
+        uint32_t code;
+        bool valid;
+        size_t step = (size_t)twi_utf8_read((const char *)text + i, length - i, &code, &valid);
+        if (valid && code >= 32) { memcpy(shown.s + n, text + i, step); n += step; }
+        else shown.s[n++] = '?';
+        i += step;
+    }
+    shown.s[n] = 0;
+    if (i < length) strcpy(shown.s + n, "...");
+    return shown;
+}
+
+/* "pytorch_model.bin: tensor "x" has ... (models/x/pytorch_model.bin, byte 123)"; tensor may be NULL */
+static bool twi_torch_fail(const twi_pickle *p, tw_code code, size_t at, const char *tensor, const char *why) {
+    if (tensor) twi_fail(p->tw, code, "%s: tensor \"%.200s\" %s (%s, byte %.0f)", twi_base_name(p->path), tensor, why, p->path, (double)at);
+    else twi_fail(p->tw, code, "%s: %s (%s, byte %.0f)", twi_base_name(p->path), why, p->path, (double)at);
+    return false;
+}
+/* An error of the instruction that runs.  The newest text on the stack is the key that its value will get: the tensor's name. */
+static bool twi_pickle_fail(const twi_pickle *p, tw_code code, const char *why) {
+    size_t i;
+    for (i = p->depth; i > 0 && p->depth - i < 16; i--)
+        if (p->stack[i - 1].kind == TWI_VALUE_TEXT && p->stack[i - 1].length > 0) {
+            twi_shown name = twi_show(p->file + p->stack[i - 1].number, p->stack[i - 1].length);
+            return twi_torch_fail(p, code, p->step, name.s, why);
+        }
+    return twi_torch_fail(p, code, p->step, NULL, why);
+}
+
+/* Room for `more` items behind `used`; NULL with an error. */
+static void *twi_pickle_grow(twi_pickle *p, void *old, size_t used, size_t *room, size_t more, size_t size) {
+    size_t before = *room, left = (p->most - p->bytes) / size;
+    void *grown;
+    if (more <= before && used <= before - more) return old;
+    if (more > left || before / 2 + 16 > left) {
+        twi_pickle_fail(p, TW_E_RANGE, "the pickle asks for more memory than a checkpoint of this size needs");
+        return NULL;
+    }
+    grown = twi_grow(&p->tw->region, old, used, room, used + more, size);
+    if (grown) p->bytes += (*room - before) * size;
+    return grown;
+}
+
+static twi_value twi_make_value(twi_value_kind kind, int64_t number) {
+    twi_value v;
+    v.kind = kind;
+    v.length = 0;
+    v.number = number;
+    return v;
+}
+static bool twi_pickle_push(twi_pickle *p, twi_value v) {
+    twi_value *grown = (twi_value *)twi_pickle_grow(p, p->stack, p->depth, &p->stack_room, 1, sizeof *grown);
+    if (!grown) return false;
+    p->stack = grown;
+    p->stack[p->depth++] = v;
+    return true;
+}
+/* Are there n values above the newest mark? */
+static bool twi_pickle_has(const twi_pickle *p, size_t n) {
+    return p->depth - p->mark >= n || twi_pickle_fail(p, TW_E_FORMAT, "the pickle takes more values from its stack than there are");
+}
+/* Takes the newest value off the stack; a mark stays. */
+static bool twi_pickle_pop(twi_pickle *p, twi_value *v) {
+    if (!twi_pickle_has(p, 1)) return false;
+    *v = p->stack[--p->depth];
+    return true;
+}
+/* Takes the newest mark away: *from is the first value that was above it. */
+static bool twi_pickle_unmark(twi_pickle *p, size_t *from) {
+    if (p->mark == 0) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle asks for a mark that is not on its stack");
+    *from = p->mark;
+    p->mark = (size_t)p->stack[p->mark - 1].number;
+    return true;
+}
+
+static bool twi_pickle_take(twi_pickle *p, size_t n, const unsigned char **bytes) {
+    if (n > p->end - p->at) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle ends inside an instruction");
+    *bytes = p->file + p->at;
+    p->at += n;
+    return true;
+}
+static bool twi_pickle_number(twi_pickle *p, size_t n, uint64_t *number) {
+    const unsigned char *bytes;
+    if (!twi_pickle_take(p, n, &bytes)) return false;
+    *number = twi_little_endian(bytes, n);
+    return true;
+}
+
+/* A value that is bytes of the file: its length stands before it in `size` bytes.  `kind` is what it becomes. */
+static bool twi_pickle_push_bytes(twi_pickle *p, size_t size, twi_value_kind kind) {
+    const unsigned char *bytes;
+    uint64_t length;
+    twi_value v;
+    if (!twi_pickle_number(p, size, &length)) return false;
+    if (length > p->end - p->at || length > UINT32_MAX) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a text or number that is longer than the file");
+    if (!twi_pickle_take(p, (size_t)length, &bytes)) return false;
+    v = twi_make_value(kind, (int64_t)(bytes - p->file));
+    v.length = (uint32_t)length;
+    if (kind == TWI_VALUE_BIG && length <= 8) {               /* an int of two's complement, as short as it goes */
+        uint64_t x = twi_little_endian(bytes, (size_t)length), sign = length ? (uint64_t)1 << (8 * length - 1) : 0;
+        v = twi_make_value(TWI_VALUE_INT, (int64_t)((x ^ sign) - sign));
+    }
+    return twi_pickle_push(p, v);
+}
+
+/* -- tuples, lists, dictionaries */
+
+static bool twi_pickle_push_sequence(twi_pickle *p, twi_value_kind kind) {
+    twi_sequence *grown = (twi_sequence *)twi_pickle_grow(p, p->sequence, p->sequences, &p->sequence_room, 1, sizeof *grown);
+    if (!grown) return false;
+    p->sequence = grown;
+    p->sequence[p->sequences].first = p->items;
+    p->sequence[p->sequences].count = p->sequence[p->sequences].room = 0;
+    return twi_pickle_push(p, twi_make_value(kind, (int64_t)p->sequences++));
+}
+/* Adds the n values of the stack from `from` on.  A sequence grows where it is if it is the last one, else moves behind all others. */
+static bool twi_pickle_extend(twi_pickle *p, const twi_value *to, size_t from, size_t n) {
+    twi_sequence *s = &p->sequence[to->number];
+    size_t need = s->count + n;
+    if (n == 0) return true;
+    if (need > s->room) {
+        bool last = s->first + s->room == p->items;
+        size_t room = last ? need : need + need / 2, more = last ? need - s->room : room;
+        twi_value *grown = (twi_value *)twi_pickle_grow(p, p->item, p->items, &p->item_room, more, sizeof *grown);
+        if (!grown) return false;
+        p->item = grown;
+        if (!last) {
+            if (s->count) memcpy(p->item + p->items, p->item + s->first, s->count * sizeof *p->item);
+            s->first = p->items;
+        }
+        s->room = room;
+        p->items += more;
+    }
+    memcpy(p->item + s->first + s->count, p->stack + from, n * sizeof *p->item);
+    s->count = need;
+    return true;
+}
+/* The values from `from` on become a tuple in their place (and in that of the mark below them, where there is one). */
+static bool twi_pickle_tuple(twi_pickle *p, size_t from, bool marked) {
+    size_t n = p->depth - from;
+    if (!twi_pickle_push_sequence(p, TWI_VALUE_TUPLE)) return false;
+    if (!twi_pickle_extend(p, &p->stack[p->depth - 1], from, n)) return false;
+    if (marked) from--;
+    p->stack[from] = p->stack[p->depth - 1];
+    p->depth = from + 1;
+    return true;
+}
+/* The values from `from` on go into the list or dictionary below them (and below the mark, where there is one). */
+static bool twi_pickle_add(twi_pickle *p, size_t from, bool marked, twi_value_kind kind) {
+    size_t below = marked ? from - 1 : from, n = p->depth - from;
+    if (below == 0 || below == p->mark || p->stack[below - 1].kind != (int32_t)kind)
+        return twi_pickle_fail(p, TW_E_FORMAT, kind == TWI_VALUE_LIST ? "the pickle adds items to something that is no list" :
+                                                                        "the pickle adds members to something that is no dictionary");
+    if (kind == TWI_VALUE_DICT && n % 2) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle adds a key without a value");
+    if (!twi_pickle_extend(p, &p->stack[below - 1], from, n)) return false;
+    p->depth = below;
+    return true;
+}
+
+static size_t twi_pickle_count(const twi_pickle *p, const twi_value *v) { return p->sequence[v->number].count; }
+/* Item i of a tuple, list or dictionary; a value of no kind where there are not so many. */
+static twi_value twi_pickle_item(const twi_pickle *p, const twi_value *v, size_t i) {
+    const twi_sequence *s = &p->sequence[v->number];
+    return i < s->count ? p->item[s->first + i] : twi_make_value(TWI_VALUE_OTHER, 0);
+}
+static bool twi_pickle_is(const twi_pickle *p, const twi_value *v, const char *text) {
+    return v->kind == TWI_VALUE_TEXT && v->length == strlen(text) && memcmp(p->file + v->number, text, v->length) == 0;
+}
+/* A dictionary's member, or a value of no kind. */
+static twi_value twi_pickle_member(const twi_pickle *p, const twi_value *dict, const char *key) {
+    size_t i, n = twi_pickle_count(p, dict);
+    for (i = 0; i + 1 < n; i += 2) {
+        twi_value k = twi_pickle_item(p, dict, i);
+        if (twi_pickle_is(p, &k, key)) return twi_pickle_item(p, dict, i + 1);
+    }
+    return twi_make_value(TWI_VALUE_OTHER, 0);
+}
+
+/* -- the memo */
+
+static bool twi_pickle_put(twi_pickle *p, uint64_t number) {
+    twi_value *grown;
+    if (p->depth == 0 || p->depth == p->mark) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle keeps a value where there is none");
+    if (number > p->at) return twi_pickle_fail(p, TW_E_RANGE, "the pickle keeps a value under a number larger than the file");
+    if (number >= p->memos) {
+        grown = (twi_value *)twi_pickle_grow(p, p->memo, p->memos, &p->memo_room, (size_t)number + 1 - p->memos, sizeof *grown);
+        if (!grown) return false;
+        p->memo = grown;
+        while (p->memos <= number) p->memo[p->memos++] = twi_make_value(TWI_VALUE_MARK, 0);      /* nothing is there */
+    }
+    p->memo[number] = p->stack[p->depth - 1];
+    return true;
+}
+static bool twi_pickle_get(twi_pickle *p, uint64_t number) {
+    if (number >= p->memos || p->memo[number].kind == TWI_VALUE_MARK) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle asks for a value that it did not keep");
+    return twi_pickle_push(p, p->memo[number]);
+}
+
+/* -- names, and what they do */
+
+static bool twi_pickle_push_name(twi_pickle *p, const unsigned char *module, size_t module_length, const unsigned char *name, size_t name_length) {
+    twi_shown first, second;
+    char why[400];
+    size_t i;
+    for (i = 0; i < sizeof twi_pickle_names / sizeof twi_pickle_names[0]; i++) {
+        const char *known = twi_pickle_names[i].name;
+        if (strlen(known) == module_length + 1 + name_length && memcmp(known, module, module_length) == 0 && known[module_length] == '.' &&
+            memcmp(known + module_length + 1, name, name_length) == 0 && !memchr(name, '.', name_length))
+            return twi_pickle_push(p, twi_make_value(TWI_VALUE_NAME, (int64_t)i));
+    }
+    first = twi_show(module, module_length);
+    second = twi_show(name, name_length);
+    snprintf(why, sizeof why, "the pickle asks for %s.%s, which is none of PyTorch's own names for dense tensors; nothing of it was run", first.s, second.s);
+    return twi_torch_fail(p, TW_E_UNSUPPORTED, p->step, NULL, why);
+}
+/* "module\nname\n" */
+static bool twi_pickle_global(twi_pickle *p) {
+    const unsigned char *line[2], *end;
+    size_t length[2], i;
+    for (i = 0; i < 2; i++) {
+        line[i] = p->file + p->at;
+        end = p->end > p->at ? (const unsigned char *)memchr(line[i], '\n', p->end - p->at) : NULL;
+        if (!end) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle ends inside a name");
+        length[i] = (size_t)(end - line[i]);
+        p->at += length[i] + 1;
+    }
+    return twi_pickle_push_name(p, line[0], length[0], line[1], length[1]);
+}
+static bool twi_pickle_stack_global(twi_pickle *p) {
+    twi_value name, module;
+    if (!twi_pickle_pop(p, &name) || !twi_pickle_pop(p, &module)) return false;
+    if (name.kind != TWI_VALUE_TEXT || module.kind != TWI_VALUE_TEXT) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a name that is no text");
+    return twi_pickle_push_name(p, p->file + module.number, module.length, p->file + name.number, name.length);
+}
+
+/* The persistent id of a storage: ("storage", its class, its key, the device it was on, its number of elements).  In files before
+   PyTorch 0.4 a sixth item may be there: (key, offset, size) of a part of the storage, which the tensors then count from. */
+static bool twi_pickle_storage(twi_pickle *p) {
+    twi_value id, kind, class_name, key, count, part;
+    twi_storage *grown;
+    size_t n;
+    if (!twi_pickle_pop(p, &id)) return false;
+    if (id.kind != TWI_VALUE_TUPLE) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a persistent id that is no tuple");
+    n = twi_pickle_count(p, &id);
+    kind = twi_pickle_item(p, &id, 0);
+    class_name = twi_pickle_item(p, &id, 1);
+    key = twi_pickle_item(p, &id, 2);
+    count = twi_pickle_item(p, &id, 4);
+    part = twi_pickle_item(p, &id, 5);
+    if ((n != 5 && n != 6) || !twi_pickle_is(p, &kind, "storage") || key.kind != TWI_VALUE_TEXT || key.length == 0 || count.kind != TWI_VALUE_INT || count.number < 0 ||
+        class_name.kind != TWI_VALUE_NAME || (twi_pickle_names[class_name.number].what != TWI_NAME_STORAGE && twi_pickle_names[class_name.number].what != TWI_NAME_BYTES))
+        return twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a persistent id that is no (\"storage\", class, key, device, count)");
+    grown = (twi_storage *)twi_pickle_grow(p, p->storage, p->storages, &p->storage_room, 1, sizeof *grown);
+    if (!grown) return false;
+    p->storage = grown;
+    grown += p->storages;
+    grown->key = key;
+    grown->dtype = twi_pickle_names[class_name.number].dtype;
+    grown->count = count.number;
+    grown->skip = 0;
+    if (n == 6 && part.kind != TWI_VALUE_NONE) {
+        twi_value skip = part.kind == TWI_VALUE_TUPLE ? twi_pickle_item(p, &part, 1) : part;
+        if (skip.kind != TWI_VALUE_INT || skip.number < 0) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a part of a storage that is no (key, offset, size)");
+        grown->skip = skip.number;
+    }
+    return twi_pickle_push(p, twi_make_value(TWI_VALUE_STORAGE, (int64_t)p->storages++));
+}
+
+static bool twi_pickle_is_numbers(const twi_pickle *p, const twi_value *v) {
+    size_t i;
+    if (v->kind != TWI_VALUE_TUPLE) return false;
+    for (i = 0; i < twi_pickle_count(p, v); i++) if (twi_pickle_item(p, v, i).kind != TWI_VALUE_INT) return false;
+    return true;
+}
+/* (storage, offset, sizes, strides, ...); what follows says whether it is trained, its hooks and, in version 3, its dtype.  Whether
+   all of it lies in the storage is looked at when the tensor is wanted. */
+static bool twi_pickle_tensor(twi_pickle *p, const twi_value *arguments, bool with_dtype) {
+    twi_value storage = twi_pickle_item(p, arguments, 0), offset = twi_pickle_item(p, arguments, 1);
+    twi_value sizes = twi_pickle_item(p, arguments, 2), strides = twi_pickle_item(p, arguments, 3), dtype = twi_pickle_item(p, arguments, 6);
+    twi_view *grown;
+    if (storage.kind != TWI_VALUE_STORAGE || offset.kind != TWI_VALUE_INT || !twi_pickle_is_numbers(p, &sizes) || !twi_pickle_is_numbers(p, &strides))
+        return twi_pickle_fail(p, TW_E_FORMAT, "is built from something else than a storage, an offset, sizes and strides");
+    if (twi_pickle_count(p, &sizes) != twi_pickle_count(p, &strides)) return twi_pickle_fail(p, TW_E_FORMAT, "has not as many strides as sizes");
+    if (twi_pickle_count(p, &sizes) > TW_MAX_DIMS) return twi_pickle_fail(p, TW_E_UNSUPPORTED, "has more than 8 dimensions");
+    if (with_dtype && (dtype.kind != TWI_VALUE_NAME || twi_pickle_names[dtype.number].what != TWI_NAME_DTYPE)) return twi_pickle_fail(p, TW_E_FORMAT, "has a dtype that is none");
+    grown = (twi_view *)twi_pickle_grow(p, p->view, p->views, &p->view_room, 1, sizeof *grown);
+    if (!grown) return false;
+    p->view = grown;
+    grown += p->views;
+    grown->storage = (size_t)storage.number;
+    grown->offset = offset.number;
+    grown->sizes = (size_t)sizes.number;
+    grown->strides = (size_t)strides.number;
+    grown->dtype = with_dtype ? twi_pickle_names[dtype.number].dtype : p->storage[storage.number].dtype;
+    return twi_pickle_push(p, twi_make_value(TWI_VALUE_TENSOR, (int64_t)p->views++));
+}
+/* OrderedDict(), or as Python 2 has it OrderedDict([[key, value], ...]) */
+static bool twi_pickle_dictionary(twi_pickle *p, const twi_value *arguments) {
+    twi_value pairs = twi_pickle_item(p, arguments, 0), pair;
+    size_t i, n = twi_pickle_count(p, arguments), dict;
+    if (!twi_pickle_push_sequence(p, TWI_VALUE_DICT)) return false;
+    dict = p->depth - 1;
+    if (n == 0) return true;
+    if (n > 1 || pairs.kind != TWI_VALUE_LIST) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle makes a dictionary of something that is no list of pairs");
+    for (i = 0; i < twi_pickle_count(p, &pairs); i++) {
+        pair = twi_pickle_item(p, &pairs, i);
+        if ((pair.kind != TWI_VALUE_LIST && pair.kind != TWI_VALUE_TUPLE) || twi_pickle_count(p, &pair) != 2)
+            return twi_pickle_fail(p, TW_E_FORMAT, "the pickle makes a dictionary of something that is no list of pairs");
+        if (!twi_pickle_push(p, twi_pickle_item(p, &pair, 0)) || !twi_pickle_push(p, twi_pickle_item(p, &pair, 1)) ||
+            !twi_pickle_extend(p, &p->stack[dict], dict + 1, 2)) return false;
+        p->depth = dict + 1;
+    }
+    return true;
+}
+static bool twi_pickle_call(twi_pickle *p) {
+    twi_value arguments, function, first;
+    if (!twi_pickle_pop(p, &arguments) || !twi_pickle_pop(p, &function)) return false;
+    if (function.kind != TWI_VALUE_NAME || arguments.kind != TWI_VALUE_TUPLE) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle calls something that is no function");
+    first = twi_pickle_item(p, &arguments, 0);
+    switch (twi_pickle_names[function.number].what) {
+    case TWI_CALL_TENSOR:   return twi_pickle_tensor(p, &arguments, false);
+    case TWI_CALL_TENSOR_3: return twi_pickle_tensor(p, &arguments, true);
+    case TWI_CALL_PARAMETER:
+        if (first.kind != TWI_VALUE_TENSOR) return twi_pickle_fail(p, TW_E_FORMAT, "is a parameter made of something that is no tensor");
+        return twi_pickle_push(p, first);
+    case TWI_CALL_DICT: return twi_pickle_dictionary(p, &arguments);
+    case TWI_CALL_SIZE:
+        if (first.kind != TWI_VALUE_TUPLE) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle makes a size of something that is no tuple");
+        return twi_pickle_push(p, first);
+    case TWI_CALL_DEVICE: return twi_pickle_push(p, twi_make_value(TWI_VALUE_OTHER, 0));
+    case TWI_NAME_STORAGE: case TWI_NAME_BYTES: case TWI_NAME_DTYPE: break;
+    }
+    return twi_pickle_fail(p, TW_E_FORMAT, "the pickle calls a name that is no function");
+}
+/* Attributes of an OrderedDict: a module's state_dict has _metadata.  Nothing here reads them. */
+static bool twi_pickle_build(twi_pickle *p) {
+    twi_value state;
+    if (!twi_pickle_pop(p, &state)) return false;
+    if (p->depth == 0 || p->stack[p->depth - 1].kind != TWI_VALUE_DICT || state.kind != TWI_VALUE_DICT)
+        return twi_pickle_fail(p, TW_E_FORMAT, "the pickle sets the state of something that is no dictionary");
+    return true;
+}
+
+/* Runs the pickle at p->at; its value, and p->at behind it. */
+static bool twi_pickle_run(twi_pickle *p, twi_value *result) {
+    const unsigned char *op;
+    char why[100];
+    uint64_t x;
+    size_t from;
+    p->depth = p->mark = p->memos = 0;
+    for (;;) {
+        bool ok = true;
+        p->step = p->at;
+        if (!twi_pickle_take(p, 1, &op)) return false;
+        switch (*op) {
+        case 0x80:                                            /* the protocol's version */
+            ok = twi_pickle_number(p, 1, &x);
+            if (ok && (x < 2 || x > 5)) ok = twi_pickle_fail(p, TW_E_UNSUPPORTED, "the pickle is of a protocol other than 2 ... 5");
+            break;
+        case 0x95:                                            /* a frame: so many bytes may be read at once */
+            ok = twi_pickle_number(p, 8, &x);
+            if (ok && x > p->end - p->at) ok = twi_pickle_fail(p, TW_E_FORMAT, "the pickle has a frame that is longer than the file");
+            break;
+        case '.':
+            if (!twi_pickle_pop(p, result)) return false;
+            if (p->depth != 0) return twi_pickle_fail(p, TW_E_FORMAT, "the pickle ends with more than one value");
+            return true;
+        case '(':
+            ok = twi_pickle_push(p, twi_make_value(TWI_VALUE_MARK, (int64_t)p->mark));
+            if (ok) p->mark = p->depth;
+            break;
+        case 'N': ok = twi_pickle_push(p, twi_make_value(TWI_VALUE_NONE, 0)); break;
+        case 0x88: case 0x89: ok = twi_pickle_push(p, twi_make_value(TWI_VALUE_BOOL, *op == 0x88)); break;
+        case 'K': case 'M': ok = twi_pickle_number(p, *op == 'K' ? 1 : 2, &x) && twi_pickle_push(p, twi_make_value(TWI_VALUE_INT, (int64_t)x)); break;
+        case 'J': ok = twi_pickle_number(p, 4, &x) && twi_pickle_push(p, twi_make_value(TWI_VALUE_INT, (int64_t)(x ^ 0x80000000u) - (int64_t)0x80000000u)); break;
+        case 0x8a: case 0x8b: ok = twi_pickle_push_bytes(p, *op == 0x8a ? 1 : 4, TWI_VALUE_BIG); break;
+        case 'G': ok = twi_pickle_number(p, 8, &x) && twi_pickle_push(p, twi_make_value(TWI_VALUE_OTHER, 0)); break;
+        case 'X': case 'T': ok = twi_pickle_push_bytes(p, 4, TWI_VALUE_TEXT); break;      /* T, U: Python 2's str */
+        case 0x8c: case 'U': ok = twi_pickle_push_bytes(p, 1, TWI_VALUE_TEXT); break;
+        case 0x8d: ok = twi_pickle_push_bytes(p, 8, TWI_VALUE_TEXT); break;
+        case 'C': ok = twi_pickle_push_bytes(p, 1, TWI_VALUE_OTHER); break;
+        case 'B': ok = twi_pickle_push_bytes(p, 4, TWI_VALUE_OTHER); break;
+        case 0x8e: ok = twi_pickle_push_bytes(p, 8, TWI_VALUE_OTHER); break;
+        case ')': ok = twi_pickle_push_sequence(p, TWI_VALUE_TUPLE); break;
+        case ']': ok = twi_pickle_push_sequence(p, TWI_VALUE_LIST); break;
+        case '}': ok = twi_pickle_push_sequence(p, TWI_VALUE_DICT); break;
+        case 't': ok = twi_pickle_unmark(p, &from) && twi_pickle_tuple(p, from, true); break;
+        case 0x85: case 0x86: case 0x87:                      /* tuples of 1, 2, 3 */
+            from = (size_t)*op - 0x84;
+            ok = twi_pickle_has(p, from) && twi_pickle_tuple(p, p->depth - from, false);
+            break;
+        case 'a': ok = twi_pickle_has(p, 1) && twi_pickle_add(p, p->depth - 1, false, TWI_VALUE_LIST); break;
+        case 'e': ok = twi_pickle_unmark(p, &from) && twi_pickle_add(p, from, true, TWI_VALUE_LIST); break;
+        case 's': ok = twi_pickle_has(p, 2) && twi_pickle_add(p, p->depth - 2, false, TWI_VALUE_DICT); break;
+        case 'u': ok = twi_pickle_unmark(p, &from) && twi_pickle_add(p, from, true, TWI_VALUE_DICT); break;
+        case 'q': ok = twi_pickle_number(p, 1, &x) && twi_pickle_put(p, x); break;
+        case 'r': ok = twi_pickle_number(p, 4, &x) && twi_pickle_put(p, x); break;
+        case 0x94: ok = twi_pickle_put(p, p->memos); break;
+        case 'h': ok = twi_pickle_number(p, 1, &x) && twi_pickle_get(p, x); break;
+        case 'j': ok = twi_pickle_number(p, 4, &x) && twi_pickle_get(p, x); break;
+        case 'c': ok = twi_pickle_global(p); break;
+        case 0x93: ok = twi_pickle_stack_global(p); break;
+        case 'R': ok = twi_pickle_call(p); break;
+        case 'b': ok = twi_pickle_build(p); break;
+        case 'Q': ok = twi_pickle_storage(p); break;
+        default:
+            snprintf(why, sizeof why, "the pickle has an instruction 0x%02X that no checkpoint of tensors needs", (unsigned)*op);
+            return twi_pickle_fail(p, TW_E_UNSUPPORTED, why);
+        }
+        if (!ok) return false;
+    }
+}
+
+/* -- zip: where the pickle and the storages are in the file ------------------------------------------------------
+   A zip file is read from its end: the last record tells where the directory is, the directory tells of each
+   entry how long it is and where its own header is, behind which it lies.  (The header's sizes may be zero, with a
+   record of the sizes behind the entry: PyTorch writes that.)  Two programs that trust different ones of these see
+   different files, so all that is said twice must agree, and no byte may belong to two entries.
+
+   Checksums: the pickle's is checked (unless it is 0: PyTorch can be told to leave them out), those of the storages are
+   not, as in PyTorch; that would mean to read all of a file that is otherwise only mapped. */
+
+typedef struct twi_archived {             /* of a zip file, or a storage of the older format */
+    const unsigned char *name;         /* storages: their key; other entries: all of the path */
+    size_t name_length, begin, at, bytes;
+    uint32_t crc;
+    bool is_storage, is_used;
+    tw_dtype dtype;                    /* is_used: what a tensor says it holds */
+} twi_archived;
+
+typedef struct twi_torch {             /* a PyTorch checkpoint that is being opened */
+    tw_weights *w;
+    twi_pickle  p;
+    twi_archived  *entry;
+    size_t      entries, entry_room, size;
+    twi_index   index;                 /* of the storages' keys */
+    const unsigned char *root;         /* the folder in which all entries are */
+    size_t      root_length;
+} twi_torch;
+
+static bool twi_zip_fail(const twi_torch *t, size_t at, const char *why) { return twi_torch_fail(&t->p, TW_E_FORMAT, at, NULL, why); }
+
+static uint32_t twi_crc(const unsigned char *p, size_t n) {    /* CRC-32 of zip, four bits at a time */
+    static const uint32_t table[16] = { 0x00000000u, 0x1DB71064u, 0x3B6E20C8u, 0x26D930ACu, 0x76DC4190u, 0x6B6B51F4u, 0x4DB26158u, 0x5005713Cu,
+                                        0xEDB88320u, 0xF00F9344u, 0xD6D6A3E8u, 0xCB61B38Cu, 0x9B64C2B0u, 0x86D3D2D4u, 0xA00AE278u, 0xBDBDF21Cu };
+    uint32_t crc = 0xFFFFFFFFu;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        crc ^= p[i];
+        crc = crc >> 4 ^ table[crc & 15];
+        crc = crc >> 4 ^ table[crc & 15];
+    }
+    return ~crc;
+}
+
+/* Where the directory begins and ends, and how many entries it has. */
+static bool twi_zip_directory(const twi_torch *t, size_t *begin, size_t *end, uint64_t *count) {
+    const unsigned char *file = t->p.file, *last;
+    size_t size = t->size, at;
+    uint64_t bytes, first, where;
+    if (size < 22) return twi_zip_fail(t, 0, "it is too short to be a zip file");
+    for (at = size - 22;; at--) {                             /* a comment of up to 64 KB may stand behind the last record */
+        if (memcmp(file + at, "PK\5\6", 4) == 0 && at + 22 + twi_u16(file + at + 20) == size) break;
+        if (at == 0 || size - at >= 22 + 65535) return twi_zip_fail(t, size, "it has no zip directory at its end: it is cut off, or no PyTorch checkpoint");
+    }
+    last = file + at;
+    *count = twi_u16(last + 10);
+    bytes = twi_u32(last + 12);
+    first = twi_u32(last + 16);
+    if (twi_u16(last + 4) || twi_u16(last + 6) || twi_u16(last + 8) != *count) return twi_zip_fail(t, at, "it is one part of a zip file in several parts");
+    *end = at;
+    if (at >= 20 && memcmp(file + at - 20, "PK\6\7", 4) == 0) {   /* zip64: the same with larger numbers, before the last record */
+        const unsigned char *locator = file + at - 20, *large;
+        where = twi_u64(locator + 8);
+        if (at < 76 || where > at - 76 || memcmp(file + where, "PK\6\6", 4) != 0 || twi_u64(file + where + 4) != at - 20 - where - 12)
+            return twi_zip_fail(t, at - 20, "its zip64 record is not where its locator says");
+        large = file + where;
+        if (twi_u32(locator + 4) || twi_u32(locator + 16) > 1 || twi_u32(large + 16) || twi_u32(large + 20) || twi_u64(large + 24) != twi_u64(large + 32))
+            return twi_zip_fail(t, (size_t)where, "it is one part of a zip file in several parts");
+        if ((*count != 0xFFFF && *count != twi_u64(large + 32)) || (bytes != 0xFFFFFFFFu && bytes != twi_u64(large + 40)) ||
+            (first != 0xFFFFFFFFu && first != twi_u64(large + 48)))
+            return twi_zip_fail(t, (size_t)where, "its zip64 record and its last record contradict each other");
+        *count = twi_u64(large + 32);
+        bytes = twi_u64(large + 40);
+        first = twi_u64(large + 48);
+        *end = (size_t)where;
+    }
+    if (first > *end || bytes != *end - first) return twi_zip_fail(t, at, "its zip directory is not where its last record says");
+    *begin = (size_t)first;
+    return true;
+}
+
+/* "root/data/0": no part of a path is empty or "..", all are UTF-8. */
+static bool twi_zip_name_is_plain(const unsigned char *name, size_t n) {
+    size_t i = 0, part = 0;
+    if (n == 0 || name[0] == '/') return false;
+    while (i < n) {
+        uint32_t code;
+        bool valid;
+        i += (size_t)twi_utf8_read((const char *)name + i, n - i, &code, &valid);
+        if (!valid || code < 32 || code == 127 || code == '\\') return false;
+        if (code != '/' && i < n) continue;
+        if (code != '/') i++;
+        if (i - 1 == part || (i - 1 - part == 2 && name[part] == '.' && name[part + 1] == '.')) return false;
+        part = i;
+    }
+    return true;
+}
+
+/* The zip64 numbers of an entry: those that are all ones in the directory stand in an extra field, in this order. */
+static bool twi_zip_large(const twi_torch *t, size_t at, const unsigned char *extra, size_t n, uint64_t *numbers[3]) {
+    size_t k, wanted = 0, used = 0, bytes;
+    for (k = 0; k < 3; k++) wanted += *numbers[k] == 0xFFFFFFFFu;
+    for (; n >= 4; extra += 4 + bytes, n -= 4 + bytes) {
+        bytes = twi_u16(extra + 2);
+        if (bytes > n - 4) break;
+        if (twi_u16(extra) != 1 || wanted == 0) continue;
+        if (bytes < 8 * wanted) break;
+        for (k = 0; k < 3; k++) if (*numbers[k] == 0xFFFFFFFFu) *numbers[k] = twi_u64(extra + 4 + 8 * used++);
+        wanted = 0;
+    }
+    return (n == 0 && wanted == 0) || twi_zip_fail(t, at, "a zip entry's extra field is cut off or lacks its zip64 sizes");
+}
+
+/* One entry of the directory at `at`, whose own header must say the same; *next is where the following one is. */
+static bool twi_zip_entry(twi_torch *t, size_t at, size_t directory, size_t end, twi_archived *e, size_t *next) {
+    const unsigned char *p = t->p.file + at, *header;
+    uint64_t stored, bytes, begin, *numbers[3];
+    size_t extra, flags, method, slash;
+    char why[300];
+    memset(e, 0, sizeof *e);
+    if (end - at < 46 || memcmp(p, "PK\1\2", 4) != 0) return twi_zip_fail(t, at, "its zip directory has something that is no entry");
+    flags = twi_u16(p + 8);
+    method = twi_u16(p + 10);
+    e->crc = (uint32_t)twi_u32(p + 16);
+    stored = twi_u32(p + 20);
+    bytes = twi_u32(p + 24);
+    e->name_length = twi_u16(p + 28);
+    extra = twi_u16(p + 30);
+    begin = twi_u32(p + 42);
+    *next = at + 46 + e->name_length + extra + twi_u16(p + 32);
+    if (*next > end) return twi_zip_fail(t, at, "a zip entry is longer than the directory");
+    e->name = p + 46;
+    numbers[0] = &bytes;
+    numbers[1] = &stored;
+    numbers[2] = &begin;
+    if (!twi_zip_large(t, at, e->name + e->name_length, extra, numbers)) return false;
+    if (!twi_zip_name_is_plain(e->name, e->name_length)) return twi_zip_fail(t, at + 46, "a zip entry has a name that leaves its folder, or is none");
+    if (twi_u16(p + 34) != 0) return twi_zip_fail(t, at, "a zip entry lies in another part of the archive");
+    if (flags & (1u | 0x20u | 0x40u | 0x2000u)) return twi_zip_fail(t, at, "a zip entry is encrypted or a patch");
+    if (method != 0 || stored != bytes) {
+        snprintf(why, sizeof why, "the zip entry %s is compressed or lies about its size; torch.save does not compress", twi_show(e->name, e->name_length).s);
+        return twi_torch_fail(&t->p, method == 0 ? TW_E_FORMAT : TW_E_UNSUPPORTED, at, NULL, why);
+    }
+    /* its own header */
+    if (begin > directory || directory - begin < 30) return twi_zip_fail(t, at, "a zip entry lies beyond the directory");
+    header = t->p.file + begin;
+    e->begin = (size_t)begin;
+    e->at = e->begin + 30 + twi_u16(header + 26) + twi_u16(header + 28);
+    if (memcmp(header, "PK\3\4", 4) != 0 || twi_u16(header + 26) != e->name_length || e->at > directory ||
+        memcmp(header + 30, e->name, e->name_length) != 0 || twi_u16(header + 8) != method)
+        return twi_zip_fail(t, e->begin, "a zip entry's header is not the one that the directory has");
+    if (bytes > directory - e->at) return twi_zip_fail(t, at, "a zip entry lies beyond the directory");
+    e->bytes = (size_t)bytes;
+    if (!(twi_u16(header + 6) & 8)) {
+        if (twi_u32(header + 14) != e->crc || (twi_u32(header + 18) != 0xFFFFFFFFu && twi_u32(header + 18) != stored) ||
+            (twi_u32(header + 22) != 0xFFFFFFFFu && twi_u32(header + 22) != bytes))
+            return twi_zip_fail(t, e->begin, "a zip entry's header has another size or checksum than the directory");
+    } else if (directory - e->at - e->bytes >= 12) {
+        const unsigned char *behind = t->p.file + e->at + e->bytes;
+        if (memcmp(behind, "PK\7\x8", 4) == 0 && (twi_u32(behind + 4) != e->crc || twi_u32(behind + 8) != (bytes & 0xFFFFFFFFu)))
+            return twi_zip_fail(t, e->at + e->bytes, "the record behind a zip entry has another size or checksum than the directory");
+    }
+    /* all in one folder, whatever its name */
+    for (slash = 0; slash < e->name_length && e->name[slash] != '/'; slash++) continue;
+    if (!t->root) { t->root = e->name; t->root_length = slash; }
+    if (slash == e->name_length || slash != t->root_length || memcmp(t->root, e->name, slash) != 0)
+        return twi_zip_fail(t, at + 46, "its zip entries are not all in one folder");
+    e->name += slash + 1;
+    e->name_length -= slash + 1;
+    if (e->name_length > 5 && memcmp(e->name, "data/", 5) == 0) {
+        e->is_storage = true;
+        e->name += 5;
+        e->name_length -= 5;
+    }
+    return true;
+}
+
+static bool twi_archived_before(const void *user, uint32_t a, uint32_t b) {
+    const twi_archived *list = (const twi_archived *)user;
+    return list[a].begin != list[b].begin ? list[a].begin < list[b].begin : a < b;
+}
+/* No two entries may have a byte in common. */
+static bool twi_zip_apart(const twi_torch *t) {
+    twi_region *region = &t->p.tw->region;
+    uint32_t *order = (uint32_t *)twi_alloc_raw(region, t->entries, sizeof *order);
+    size_t i;
+    bool ok = order != NULL;
+    for (i = 0; ok && i < t->entries; i++) order[i] = (uint32_t)i;
+    if (ok) twi_sort(order, t->entries, twi_archived_before, t->entry);
+    for (i = 1; ok && i < t->entries; i++) {
+        const twi_archived *before = &t->entry[order[i - 1]];
+        if (before->at + before->bytes > t->entry[order[i]].begin) ok = twi_zip_fail(t, t->entry[order[i]].begin, "two zip entries share bytes of the file");
+    }
+    twi_free(region, order);
+    return ok;
+}
+
+static twi_archived *twi_find_storage(const twi_torch *t, const unsigned char *key, size_t length) {
+    uint32_t hash = twi_hash(key, length, t->w->salt), cursor = hash;
+    int64_t at;
+    if (!t->index.slots) return NULL;
+    while ((at = twi_index_next(&t->index, hash, &cursor)) != TWI_NOWHERE)
+        if (t->entry[at].name_length == length && memcmp(t->entry[at].name, key, length) == 0) return &t->entry[at];
+    return NULL;
+}
+static bool twi_index_storages(twi_torch *t) {
+    size_t slots = twi_index_slots(t->entries), i;
+    uint64_t *empty = (uint64_t *)twi_alloc(&t->p.tw->region, slots, sizeof *empty);
+    if (!empty) return false;
+    t->index = twi_index_of(empty, slots);
+    for (i = 0; i < t->entries; i++) {
+        const twi_archived *e = &t->entry[i];
+        if (!e->is_storage) continue;
+        if (twi_find_storage(t, e->name, e->name_length)) return twi_zip_fail(t, e->begin, "it has the same storage twice");
+        twi_index_add(&t->index, twi_hash(e->name, e->name_length, t->w->salt), (uint32_t)i);
+    }
+    return true;
+}
+
+/* The one entry of this name that is no storage; NULL: none.  False: there are two. */
+static bool twi_zip_find(const twi_torch *t, const char *name, const twi_archived **found) {
+    size_t i, n = strlen(name);
+    *found = NULL;
+    for (i = 0; i < t->entries; i++) {
+        if (t->entry[i].is_storage || t->entry[i].name_length != n || memcmp(t->entry[i].name, name, n) != 0) continue;
+        if (*found) return twi_zip_fail(t, t->entry[i].begin, "it has the same zip entry twice");
+        *found = &t->entry[i];
+    }
+    return true;
+}
+
+static twi_archived *twi_add_entry(twi_torch *t) {
+    twi_archived *grown;
+    if (t->entries >= 2 * (size_t)TW_MAX_WEIGHTS) { twi_torch_fail(&t->p, TW_E_RANGE, t->p.at, NULL, "it has more than two million entries"); return NULL; }
+    grown = (twi_archived *)twi_grow(&t->p.tw->region, t->entry, t->entries, &t->entry_room, t->entries + 1, sizeof *grown);
+    if (!grown) return NULL;
+    t->entry = grown;
+    memset(&grown[t->entries], 0, sizeof *grown);
+    return &grown[t->entries++];
+}
+
+/* Reads the directory and runs the pickle. */
+static bool twi_zip_read(twi_torch *t, twi_value *root) {
+    const twi_archived *pickle, *order;
+    size_t directory = 0, end = 0, at, next = 0;
+    uint64_t count = 0;
+    if (!twi_zip_directory(t, &directory, &end, &count)) return false;
+    for (at = directory; at < end; at = next) {
+        twi_archived *e = twi_add_entry(t);
+        if (!e || !twi_zip_entry(t, at, directory, end, e, &next)) return false;
+    }
+    if (count != t->entries) return twi_zip_fail(t, directory, "its zip directory has not as many entries as its last record says");
+    if (!twi_zip_apart(t) || !twi_index_storages(t) || !twi_zip_find(t, "byteorder", &order) || !twi_zip_find(t, "data.pkl", &pickle)) return false;
+    if (order && (order->bytes != 6 || memcmp(t->p.file + order->at, "little", 6) != 0))
+        return twi_torch_fail(&t->p, TW_E_UNSUPPORTED, order->at, NULL, "it was written by a machine with another order of bytes");
+    if (!pickle) return twi_zip_fail(t, directory, "it is a zip file without data.pkl, so no PyTorch checkpoint");
+    if (pickle->crc && pickle->crc != twi_crc(t->p.file + pickle->at, pickle->bytes)) return twi_zip_fail(t, pickle->at, "its pickle is damaged: the checksum is another");
+    t->p.at = pickle->at;
+    t->p.end = pickle->at + pickle->bytes;
+    if (!twi_pickle_run(&t->p, root)) return false;
+    return t->p.at == t->p.end || twi_zip_fail(t, t->p.at, "bytes follow the end of the pickle");
+}
+
+/* -- the format before PyTorch 1.6: one stream ---------------------------------------------------------------------- */
+
+static bool twi_stream_read(twi_torch *t, twi_value *root) {
+    static const unsigned char magic[10] = { 0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0x19 };
+    twi_pickle *p = &t->p;
+    twi_value v, little, keys, key;
+    twi_archived *e;
+    size_t i, k, count;
+    p->at = 0;
+    p->end = t->size;
+    if (!twi_pickle_run(p, &v)) return false;
+    if (v.kind != TWI_VALUE_BIG || v.length != sizeof magic || memcmp(p->file + v.number, magic, sizeof magic) != 0)
+        return twi_zip_fail(t, 0, "this is a pickle file, but not one that torch.save wrote: PyTorch's magic number is missing");
+    if (!twi_pickle_run(p, &v)) return false;
+    if (v.kind != TWI_VALUE_INT || v.number != 1001) return twi_torch_fail(p, TW_E_UNSUPPORTED, p->step, NULL, "it is of a version of PyTorch's old format other than 1001");
+    if (!twi_pickle_run(p, &v)) return false;
+    little = v.kind == TWI_VALUE_DICT ? twi_pickle_member(p, &v, "little_endian") : v;
+    if (little.kind != TWI_VALUE_BOOL || !little.number) return twi_torch_fail(p, TW_E_UNSUPPORTED, p->step, NULL, "it was written by a machine with another order of bytes");
+    if (!twi_pickle_run(p, root) || !twi_pickle_run(p, &keys)) return false;
+    if (keys.kind != TWI_VALUE_LIST) return twi_zip_fail(t, p->step, "the list of its storages is missing");
+    count = twi_pickle_count(p, &keys);
+    for (i = 0; i < count; i++) {                             /* first the keys, then what the pickle says of each */
+        key = twi_pickle_item(p, &keys, i);
+        if (key.kind != TWI_VALUE_TEXT) return twi_zip_fail(t, p->step, "the list of its storages has a key that is no text");
+        e = twi_add_entry(t);
+        if (!e) return false;
+        e->is_storage = true;
+        e->name = p->file + key.number;
+        e->name_length = key.length;
+    }
+    if (!twi_index_storages(t)) return false;
+    for (i = 0; i < p->storages; i++) {
+        e = twi_find_storage(t, p->file + p->storage[i].key.number, p->storage[i].key.length);
+        if (e && !e->is_used) { e->dtype = p->storage[i].dtype; e->is_used = true; }
+    }
+    for (i = 0; i < count; i++) {                             /* 8 bytes with the count of elements, the elements */
+        uint64_t elements;
+        e = &t->entry[i];
+        e->begin = p->at;
+        if (t->size - p->at < 8) return twi_zip_fail(t, p->at, "it ends before its last storage");
+        elements = twi_u64(p->file + p->at);
+        p->at += 8;
+        if (!e->is_used) return twi_zip_fail(t, e->begin, "it has a storage that no tensor uses, so its length is not known");
+        k = tw_dtype_size(e->dtype);
+        if (elements > (t->size - p->at) / k) return twi_zip_fail(t, e->begin, "a storage is longer than the file");
+        e->at = p->at;
+        e->bytes = (size_t)elements * k;
+        p->at += e->bytes;
+    }
+    return p->at == t->size || twi_zip_fail(t, p->at, "bytes follow the last storage");
+}
+
+/* -- the tensors of a PyTorch checkpoint ------------------------------------------------------------------------------ */
+
+/* The dictionary of the weights.  A training program saves it as one part of a larger one, and names it in one of a few ways. */
+static bool twi_torch_state(const twi_torch *t, const twi_value *root, twi_value *state) {
+    static const char *const parts[] = { "state_dict", "model_state_dict", "module", "model" };
+    const twi_pickle *p = &t->p;
+    size_t depth, i, n, k, at = 0;
+    char keys[200];
+    *state = *root;
+    if (root->kind != TWI_VALUE_DICT) return twi_zip_fail(t, p->step, "its pickle is no dictionary of tensors");
+    for (depth = 0; depth < 8; depth++) {
+        twi_value part = *root;
+        for (i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+            part = twi_pickle_member(p, state, parts[i]);
+            if (part.kind == TWI_VALUE_DICT) break;
+        }
+        if (part.kind != TWI_VALUE_DICT) break;
+        *state = part;
+    }
+    n = twi_pickle_count(p, state);
+    for (k = 1; k < n; k += 2) if (twi_pickle_item(p, state, k).kind == TWI_VALUE_TENSOR) return true;
+    if (n == 0) return true;
+    keys[0] = 0;
+    for (k = 0; k < n && at < 100; k += 2) {                   /* tell what is there instead */
+        twi_value key = twi_pickle_item(p, state, k);
+        if (key.kind == TWI_VALUE_TEXT) at += (size_t)snprintf(keys + at, sizeof keys - at, "%s%.40s", at ? ", " : "", twi_show(p->file + key.number, key.length).s);
+    }
+    twi_fail(p->tw, TW_E_FORMAT, "%s: there is no tensor in its dictionary, which has: %s%s (%s)", twi_base_name(p->path), keys, k < n ? ", ..." : "", p->path);
+    return false;
+}
+
+/* Where a tensor's elements are, checked against its storage; *in_order: one behind the other, as in a safetensors file.  Otherwise
+   `strides` (in elements) say where they are. */
+static bool twi_torch_weight(twi_torch *t, const twi_view *view, tw_weight *weight, int64_t *strides, bool *in_order) {
+    const twi_pickle *p = &t->p;
+    const twi_storage *s = &p->storage[view->storage];
+    const twi_sequence *sizes = &p->sequence[view->sizes], *steps = &p->sequence[view->strides];
+    twi_archived *e = twi_find_storage(t, p->file + s->key.number, s->key.length);
+    size_t size = tw_dtype_size(view->dtype), elements, last = 0, stride, begin;
+    char why[300];
+    bool empty = false;
+    int64_t dense = 1;
+    int i;
+    if (!e) {
+        snprintf(why, sizeof why, "has its numbers in a storage \"%s\" that the file does not have", twi_show(p->file + s->key.number, s->key.length).s);
+        return twi_torch_fail(p, TW_E_MISSING, (size_t)s->key.number, weight->name, why);
+    }
+    if (e->is_used && e->dtype != s->dtype) return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "uses a storage that another tensor uses with another type");
+    e->is_used = true;
+    e->dtype = s->dtype;
+    if (s->skip == 0 && ((uint64_t)s->count > (size_t)-1 / tw_dtype_size(s->dtype) || (size_t)s->count * tw_dtype_size(s->dtype) != e->bytes)) {
+        snprintf(why, sizeof why, "uses a storage of %lld %s, but there are %.0f bytes", (long long)s->count, tw_dtype_name(s->dtype), (double)e->bytes);
+        return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, why);
+    }
+    elements = e->bytes / size;
+    weight->dtype = view->dtype;
+    weight->rank = (int)sizes->count;
+    for (i = 0; i < weight->rank; i++) {
+        weight->shape[i] = p->item[sizes->first + (size_t)i].number;
+        strides[i] = p->item[steps->first + (size_t)i].number;
+        if (weight->shape[i] < 0 || strides[i] < 0) return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "has a negative size or stride");
+        empty = empty || weight->shape[i] == 0;
+    }
+    if (!twi_weight_bytes(weight, &weight->bytes)) return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "has a shape whose size cannot be counted");
+    if (view->offset < 0 || (uint64_t)view->offset > elements || (uint64_t)s->skip > elements - (size_t)view->offset)
+        return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "begins outside of its storage");
+    begin = (size_t)view->offset + (size_t)s->skip;
+    *in_order = true;
+    for (i = weight->rank - 1; i >= 0 && !empty; i--) {
+        if (weight->shape[i] != 1 && strides[i] != dense) *in_order = false;
+        dense *= weight->shape[i];
+        if ((uint64_t)strides[i] > elements && weight->shape[i] > 1) return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "reaches beyond its storage");
+        if (weight->shape[i] > 1 && (!twi_multiply((size_t)strides[i], (size_t)weight->shape[i] - 1, &stride) || !twi_sum(last, stride, &last)))
+            return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "reaches beyond its storage");
+    }
+    if (!empty && (last >= elements || begin >= elements - last)) return twi_torch_fail(p, TW_E_FORMAT, e->at, weight->name, "reaches beyond its storage");
+    weight->offset = e->at + begin * size;
+    weight->data = p->file + weight->offset;
+    return true;
+}
+
+/* Elements of `size` bytes, by strides, one behind the other. */
+static void twi_gather(const tw_weight *weight, const int64_t *strides, unsigned char *to) {
+    size_t size = tw_dtype_size(weight->dtype), n = weight->bytes / size, from = 0, i;
+    const unsigned char *data = (const unsigned char *)weight->data;
+    int64_t at[TW_MAX_DIMS] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    int axis;
+    for (i = 0; i < n; i++) {
+        switch (size) {                                       /* a copy of known length is one instruction */
+        case 4: memcpy(to + 4 * i, data + 4 * from, 4); break;
+        case 2: memcpy(to + 2 * i, data + 2 * from, 2); break;
+        default: memcpy(to + size * i, data + size * from, size); break;
+        }
+        for (axis = weight->rank - 1; axis >= 0; axis--) {
+            from += (size_t)strides[axis];
+            if (++at[axis] < weight->shape[axis]) break;
+            from -= (size_t)strides[axis] * (size_t)weight->shape[axis];
+            at[axis] = 0;
+        }
+    }
+}
+
+/* Tensors that lie on the same bytes know it. */
+static void twi_mark_shared(tw_weight *list, const uint32_t *order, size_t count) {
+    size_t i, end = 0;
+    tw_weight *longest = NULL;
+    for (i = 0; i < count; i++) {
+        tw_weight *weight = &list[order[i]];
+        if (weight->bytes == 0) continue;
+        if (longest && weight->offset < end) weight->shared = longest->shared = true;
+        if (weight->offset + weight->bytes > end) { end = weight->offset + weight->bytes; longest = weight; }
+    }
+}
+
+/* The tensors of the dictionary become the file's.  Those that do not lie in order (transposed, expanded) are copied
+   into one block; `strides` holds how they lie. */
+static bool twi_torch_tensors(twi_torch *t, const twi_value *state, twi_weights_file *file, int64_t (**strides)[TW_MAX_DIMS], uint32_t **order) {
+    tw_weights *w = t->w;
+    twi_pickle *p = &t->p;
+    twi_region *region = &p->tw->region;
+    size_t n = twi_pickle_count(p, state), i, k, count = 0, copied = 0, names = 0, first = w->count, strided = 0;
+    twi_list list;
+    tw_weight *grown;
+    char *text;
+    for (i = 0; i + 1 < n; i += 2) {
+        twi_value key = twi_pickle_item(p, state, i), value = twi_pickle_item(p, state, i + 1);
+        if (value.kind != TWI_VALUE_TENSOR || key.kind != TWI_VALUE_TEXT) continue;
+        count++;
+        names += (size_t)key.length + 1;
+    }
+    if (count > TW_MAX_WEIGHTS - w->count) return twi_torch_fail(p, TW_E_RANGE, p->step, NULL, "there are more than a million tensors");
+    grown = (tw_weight *)twi_grow(region, w->list, w->count, &w->capacity, w->count + count, sizeof *grown);
+    file->header = text = (char *)twi_alloc(region, names + 1, 1);
+    *strides = (int64_t (*)[TW_MAX_DIMS])twi_alloc_raw(region, count, sizeof **strides);
+    *order = (uint32_t *)twi_alloc_raw(region, count, sizeof **order);
+    if (grown) w->list = grown;
+    if (!grown || !file->header || !*strides || !*order) return false;
+    for (i = 0; i + 1 < n; i += 2) {
+        twi_value key = twi_pickle_item(p, state, i), value = twi_pickle_item(p, state, i + 1);
+        tw_weight *weight = &w->list[w->count];
+        bool in_order = true, valid = key.length > 0;
+        uint32_t code;
+        if (value.kind != TWI_VALUE_TENSOR || key.kind != TWI_VALUE_TEXT) continue;
+        memset(weight, 0, sizeof *weight);
+        memcpy(text, p->file + key.number, key.length);
+        for (k = 0; valid && k < key.length; valid = valid && code != 0) k += (size_t)twi_utf8_read(text + k, key.length - k, &code, &valid);
+        if (!valid) return twi_torch_fail(p, TW_E_FORMAT, (size_t)key.number, NULL, "a tensor's name is empty, not UTF-8 or has a NUL in it");
+        weight->name = text;
+        text += key.length + 1;
+        if (!twi_torch_weight(t, &p->view[value.number], weight, (*strides)[strided], &in_order)) return false;
+        weight->file = file->path;
+        weight->writable = file->bytes.writable;
+        weight->aligned = ((uintptr_t)weight->data & (tw_dtype_size(weight->dtype) - 1)) == 0;
+        if (!in_order) {
+            size_t room = twi_round_up(weight->bytes);
+            if (room < weight->bytes || room > t->size + ((size_t)16 << 20) || copied > t->size + ((size_t)16 << 20) - room)
+                return twi_torch_fail(p, TW_E_RANGE, weight->offset, weight->name, "and others are views that would be larger than the file");
+            copied += room;
+            (*order)[strided++] = (uint32_t)(w->count - first);
+        }
+        w->count++;
+    }
+    if (strided > 0) {
+        size_t at = 0;
+        file->copies = (unsigned char *)twi_alloc_raw(region, copied, 1);
+        if (!file->copies) return false;
+        for (i = 0; i < strided; i++) {
+            tw_weight *weight = &w->list[first + (*order)[i]];
+            twi_gather(weight, (*strides)[i], file->copies + at);
+            weight->data = file->copies + at;
+            weight->writable = weight->aligned = true;
+            at += twi_round_up(weight->bytes);
+        }
+    }
+    list.weights = w->list ? w->list + first : NULL;
+    list.metadata = NULL;
+    for (i = k = 0; i < count; i++) {                         /* of those that lie in the file */
+        const unsigned char *data = (const unsigned char *)list.weights[i].data;
+        if (data >= p->file && data <= p->file + t->size) (*order)[k++] = (uint32_t)i;
+    }
+    twi_sort(*order, k, twi_lies_before, &list);
+    if (k) twi_mark_shared(w->list + first, *order, k);
+    return true;
+}
+
+/* Adds the tensors of a PyTorch checkpoint.  Path and bytes become the weights'. */
+static bool twi_add_torch(tw_weights *w, const char *path, const twi_bytes *bytes) {
+    twi_region *region = &w->tw->region;
+    twi_weights_file *file = twi_add_weights_file(w, path, bytes);
+    int64_t (*strides)[TW_MAX_DIMS] = NULL;
+    uint32_t *order = NULL;
+    const unsigned char *p;
+    twi_value root, state;
+    twi_torch t;
+    bool ok;
+    if (!file) return false;
+    p = file->bytes.data;
+    memset(&t, 0, sizeof t);
+    t.w = w;
+    t.size = file->bytes.size;
+    t.p = twi_pickle_of(w->tw, file->path, p, t.size);
+    if (twi_is_zip(p, t.size)) ok = twi_zip_read(&t, &root);
+    else if (twi_is_torch(p, t.size)) ok = twi_stream_read(&t, &root);
+    else {
+        const char *other = twi_other_format(p, t.size);
+        ok = twi_fail_file(w->tw, TW_E_FORMAT, path, other ? other : t.size ? "it is no PyTorch checkpoint: neither a zip file nor a pickle" : "it is empty");
+    }
+    ok = ok && twi_torch_state(&t, &root, &state) && twi_torch_tensors(&t, &state, file, &strides, &order);
+    twi_free(region, strides);
+    twi_free(region, order);
+    twi_free(region, t.entry);
+    twi_free(region, t.index.slots);
+    twi_pickle_free(&t.p);
+    return ok;
 }
 
 /* -- files, indexes, folders ------------------------------------------------------------------------------ */
@@ -9194,13 +10268,19 @@ static const struct {
     const char *file, *index;
     bool (*add)(tw_weights *w, const char *path, const twi_bytes *bytes);
 } twi_weight_formats[] = {
-    { "model.safetensors", "model.safetensors.index.json", twi_add_safetensors }
+    { "model.safetensors", "model.safetensors.index.json", twi_add_safetensors },
+    { "pytorch_model.bin", "pytorch_model.bin.index.json", twi_add_torch }
 };
-enum { TWI_WEIGHT_FORMATS = (int)(sizeof twi_weight_formats / sizeof twi_weight_formats[0]) };
+enum { TWI_WEIGHT_FORMATS = (int)(sizeof twi_weight_formats / sizeof twi_weight_formats[0]), TWI_ANY_FORMAT = -1 };
 
+/* Path and bytes become the checkpoint's.  TWI_ANY_FORMAT: the one that the first bytes are of. */
+static bool twi_add_bytes(tw_weights *w, const char *path, const twi_bytes *bytes, int format) {
+    if (format == TWI_ANY_FORMAT) return twi_is_torch(bytes->data, bytes->size) ? twi_add_torch(w, path, bytes) : twi_add_safetensors(w, path, bytes);
+    return twi_weight_formats[format].add(w, path, bytes);
+}
 static bool twi_add_file(tw_weights *w, const char *path, int format) {
     twi_bytes bytes;
-    return twi_read_file(&w->tw->region, path, &bytes) && twi_weight_formats[format].add(w, path, &bytes);
+    return twi_read_file(&w->tw->region, path, &bytes) && twi_add_bytes(w, path, &bytes, format);
 }
 
 /* A file name that stays in its folder, on every system: no separators, no "..", none of the names
@@ -9306,8 +10386,8 @@ static bool twi_add_folder(tw_weights *w, const char *folder) {
         else if (found) ok = twi_add_file(w, twi_text_string(&path), i / 2) && twi_index_names(w);
     }
     if (!found && !path.failed)
-        twi_fail(tw, TW_E_MISSING, "weights: neither %s nor %s is there (%s)", twi_weight_formats[0].file,
-                 twi_weight_formats[0].index, *folder ? folder : "files in memory");
+        twi_fail(tw, TW_E_MISSING, "weights: neither %s nor %s nor an index of one of them is there (%s)", twi_weight_formats[0].file,
+                 twi_weight_formats[1].file, *folder ? folder : "files in memory");
     twi_text_free(&path);
     return ok;
 }
@@ -9325,9 +10405,9 @@ TWDEF tw_weights *tw_open_weights(tw_context *tw, const char *path) {
     if (!path) { twi_fail(tw, TW_E_ARGUMENT, "weights: no path was given (NULL)"); return NULL; }
     w = twi_weights_new(tw);
     if (!w) return NULL;
-    if (twi_ends_with(path, ".json")) ok = twi_add_index(w, path, 0);
-    else if (twi_ends_with(path, ".safetensors") || twi_file_exists(tw, path))
-        ok = twi_add_file(w, path, 0) && twi_index_names(w);
+    if (twi_ends_with(path, ".json")) ok = twi_add_index(w, path, twi_ends_with(path, ".bin.index.json") ? 1 : 0);
+    else if (twi_ends_with(path, ".safetensors") || twi_ends_with(path, ".bin") || twi_file_exists(tw, path))
+        ok = twi_add_file(w, path, twi_ends_with(path, ".safetensors") ? 0 : TWI_ANY_FORMAT) && twi_index_names(w);
     else ok = twi_add_folder(w, path);
     if (ok) return w;
     tw_close_weights(w);
@@ -9344,7 +10424,7 @@ TWDEF tw_weights *tw_weights_from_memory(tw_context *tw, const void *bytes, size
     memset(&lent, 0, sizeof lent);
     lent.data = (const unsigned char *)bytes;
     lent.size = size;
-    if (twi_add_safetensors(w, "memory", &lent) && twi_index_names(w)) return w;
+    if (twi_add_bytes(w, "memory", &lent, TWI_ANY_FORMAT) && twi_index_names(w)) return w;
     tw_close_weights(w);
     return NULL;
 }
@@ -10103,15 +11183,11 @@ static bool twi_make_trie(twi_region *region, twi_trie *trie, const twi_vocabula
 typedef struct twi_charsmap {
     const unsigned char *units; size_t count; const char *texts; size_t text_bytes; } twi_charsmap;
 
-static uint32_t twi_little_endian(const unsigned char *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
 static bool twi_open_charsmap(tw_context *tw, twi_charsmap *map, const unsigned char *data, size_t n) {
     size_t bytes;
     memset(map, 0, sizeof *map);
     if (n == 0) return true;
-    bytes = n >= 4 ? twi_little_endian(data) : 0;
+    bytes = n >= 4 ? twi_u32(data) : 0;
     if (n < 5 || bytes > n - 4 || bytes < 4) {
         twi_fail(tw, TW_E_FORMAT, "tokenizer: precompiled_charsmap is cut short (%lu bytes)", (unsigned long)n);
         return false;
@@ -10130,17 +11206,17 @@ static size_t twi_charsmap_find(const twi_charsmap *map, const char *s, size_t n
     size_t at = 0, i, found = 0, start, end;
     uint32_t unit;
     if (map->count == 0) return 0;
-    unit = twi_little_endian(map->units);
+    unit = twi_u32(map->units);
     at ^= (size_t)(unit >> 10) << ((unit & (1u << 9)) >> 6);
     for (i = 0; i < n && s[i]; i++) {
         at ^= (unsigned char)s[i];
         if (at >= map->count) break;
-        unit = twi_little_endian(map->units + at * 4);
+        unit = twi_u32(map->units + at * 4);
         if ((unit & 0x800000FFu) != (unsigned char)s[i]) break;
         at ^= (size_t)(unit >> 10) << ((unit & (1u << 9)) >> 6);
         if (at >= map->count) break;
         if (!(unit & (1u << 8))) continue;
-        start = twi_little_endian(map->units + at * 4) & 0x7FFFFFFFu;
+        start = twi_u32(map->units + at * 4) & 0x7FFFFFFFu;
         if (start > map->text_bytes) continue;
         for (end = start; end < map->text_bytes && map->texts[end]; end++) continue;
         *text = map->texts + start;
@@ -11795,7 +12871,7 @@ static bool twi_sp_read_piece(tw_tokenizer *t, twi_message *m, size_t id) {
     memset(&text, 0, sizeof text);
     while ((field = twi_field(m, &value, &inside)) != 0) {
         if (field == 1) text = inside;
-        else if (field == 2 && inside.size == 4) { bits = twi_little_endian(inside.data); memcpy(&score, &bits, 4); }
+        else if (field == 2 && inside.size == 4) { bits = twi_u32(inside.data); memcpy(&score, &bits, 4); }
         else if (field == 3) type = value >= 1 && value <= 6 ? (uint8_t)value : 0;
     }
     if (m->bad || text.size == 0 || type == 0 || !(score - score == 0)
@@ -15241,15 +16317,26 @@ static bool twi_all_finite(tw_context *tw, const tw_tensor *t) {
 
 static bool twi_is_float(tw_dtype d) { return d == TW_F32 || d == TW_F16 || d == TW_BF16 || d == TW_F64; }
 
+/* Is a parameter of the model already where these bytes are?  Two that are read from one tensor, or share a storage in a
+   PyTorch file, are two here: training one must not change the other. */
+static bool twi_is_taken(const tw_model *m, const tw_weight *w) {
+    uintptr_t begin = (uintptr_t)w->data, at;
+    size_t i;
+    for (i = 0; i < m->parameters; i++) {
+        const tw_tensor *t = m->parameter[i];
+        at = (uintptr_t)t->data;
+        if (t->borrowed && at < begin + w->bytes && begin < at + (size_t)tw_count(t) * tw_dtype_size(t->dtype)) return true;
+    }
+    return false;
+}
+
 /* A parameter gets its numbers: f32 that lies aligned in writable memory is used where it is, 16-bit matrices stay 16-bit,
-   everything else becomes f32 of the parameter's own. */
+   everything else becomes f32 of the parameter's own; then the file's pages are let go, so that the numbers are in memory once. */
 static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool to_f32) {
     tw_context *tw = m->region.tw;
     size_t count = (size_t)tw_count(t);
     bool stays_16 = (w->dtype == TW_F16 || w->dtype == TW_BF16) && t->rank >= 2 && !to_f32;
-    bool in_place = w->writable && (w->dtype == TW_F32 || stays_16) && ((uintptr_t)w->data & (tw_dtype_size(w->dtype) - 1)) == 0;
-    size_t i;
-    for (i = 0; in_place && i < m->parameters && m->parameter[i] != t; i++) in_place = m->parameter[i]->data != w->data;    /* not two in one place */
+    bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !twi_is_taken(m, w);
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -15265,6 +16352,7 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool 
         if (!twi_allocate_parameter(&m->region, t)) return false;
         if (stays_16) memcpy(t->data, w->data, w->bytes);
         else if (!twi_convert_values(w->data, w->dtype, (int64_t)count, (float *)t->data)) return false;
+        twi_forget_pages(&tw->region, w->data, w->bytes);
     }
     if (count && !twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
     return true;

@@ -139,7 +139,7 @@ static void headers(tw_context *tw) {
     refuse_length(tw, "S5 2^64-1", ~UINT64_C(0), "{}", "longer than the file");
     refuse_length(tw, "S5 8 + length wraps", ~UINT64_C(0) - 7, "{}", "longer than the file");
     refuse_length(tw, "S36 zip", UINT64_C(0x04034B50), "{}", "zip");
-    refuse_length(tw, "S36 pickle", UINT64_C(0x8a0a6c000280), "{}", "pickle");
+    refuse_length(tw, "S36 pickle", UINT64_C(0x2E7D0280), "{}", "pickle");
     refuse_length(tw, "an unfetched file of git", UINT64_C(0x206e6f6973726576), "https://git-lfs", "git");
     file = make(text, sizeof text - 1, 11, &size);
     for (i = 0; i < size; i++) {                               /* S34 */
