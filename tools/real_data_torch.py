@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Trains the models of the examples titles.c and sections.c in PyTorch, on the same data with the same settings.
+
+    python3 tools/real_data_torch.py titles   --data examples/build/titles
+    python3 tools/real_data_torch.py sections --data examples/build/sections
+
+The folder is the one that tools/real_data.py made.  What is printed is the score on the held-out examples, to be read
+beside what the example prints.  Weights and order are random in both, so the scores differ a little.
+"""
+
+import argparse
+import collections
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+IGNORED = -100
+
+
+def read_examples(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def padded(rows, value):
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def train(model, examples, collate, steps, batch, rate, warmup):
+    """AdamW with a linear fall of the rate, as in the examples; shuffled anew each time through the data."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    order, model = [], model.train()
+    for step in range(1, steps + 1):
+        if len(order) < batch:
+            order += torch.randperm(len(examples)).tolist()
+        rows, order = order[:batch], order[batch:]
+        loss = model(**collate([examples[row] for row in rows])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(f"step {step} loss {loss.item():.3f}", flush=True)
+    return model.eval()
+
+
+def sections(data, config, tokenizer, steps):
+    model = transformers.BertForSequenceClassification(config)
+
+    def collate(examples):
+        coded = tokenizer([e["text"] for e in examples], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        return {**coded, "labels": torch.tensor([e["label"] for e in examples])}
+
+    train(model, read_examples(data / "train.jsonl"), collate, steps or 1500, 16, 1e-3, 100)
+    test = read_examples(data / "test.jsonl")
+    hits = 0
+    with torch.no_grad():
+        for begin in range(0, len(test), 50):
+            batch = collate(test[begin : begin + 50])
+            hits += (model(**batch).logits.argmax(-1) == batch["labels"]).sum().item()
+    most = collections.Counter(e["label"] for e in test).most_common(1)[0][1]
+    print(f"held out: accuracy {100 * hits / len(test):.1f} %, the largest section alone {100 * most / len(test):.1f} %")
+
+
+def overlap(written, wanted):
+    """ROUGE-1: the harmonic mean of how much of each text's words is in the other."""
+    a, b = (collections.Counter(text.lower().split()) for text in (written, wanted))
+    common = sum((a & b).values())
+    return 2 * common / max(1, sum(a.values()) + sum(b.values()))
+
+
+def titles(data, config, tokenizer, steps):
+    model = transformers.T5ForConditionalGeneration(config)
+
+    def collate(examples):
+        sources = tokenizer([e["source"] for e in examples], truncation=True, max_length=64)["input_ids"]
+        targets = [ids[1:] for ids in tokenizer([e["target"] for e in examples], truncation=True, max_length=32)["input_ids"]]
+        ids = padded(sources, 0)
+        return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, IGNORED)}
+
+    train(model, read_examples(data / "train.jsonl"), collate, steps or 3000, 16, 2e-3, 200)
+    test = read_examples(data / "test.jsonl")
+    total = tokens = score = 0
+    with torch.no_grad():
+        for begin in range(0, len(test), 50):
+            batch = collate(test[begin : begin + 50])
+            count = (batch["labels"] != IGNORED).sum().item()
+            total += model(**batch).loss.item() * count
+            tokens += count
+            out = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24, do_sample=False)
+            for example, ids in zip(test[begin : begin + 50], out, strict=True):
+                written = tokenizer.decode(ids, skip_special_tokens=True)
+                wanted = tokenizer.decode(tokenizer(example["target"])["input_ids"], skip_special_tokens=True)
+                score += overlap(written, wanted)
+    print(f"held out: loss {total / tokens:.3f} a token, words in common (ROUGE-1) {100 * score / len(test):.1f} %")
+
+
+def main():
+    kinds = {"titles": titles, "sections": sections}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("--data", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--steps", type=int, help="how many updates (default: as in the example)")
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    torch.manual_seed(options.seed)
+    transformers.logging.set_verbosity_error()
+    config = transformers.AutoConfig.from_pretrained(options.data)
+    tokenizer = transformers.BertTokenizer(str(options.data / "vocab.txt"), do_lower_case=True)
+    began = time.monotonic()
+    kinds[options.kind](options.data, config, tokenizer, options.steps)
+    print(f"{time.monotonic() - began:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()
