@@ -86,6 +86,7 @@
        [tw:13] training
        [tw:14] generation
        [tw:15] data
+       [tw:16] prediction
    The arithmetic below all of this is twinkle_blas.h, with chapters of its own. */
 #ifndef TWINKLE_H
 #define TWINKLE_H
@@ -1224,6 +1225,78 @@ TWDEF int64_t  tw_dataset_position(const tw_dataset *data);                  /* 
 TWDEF bool     tw_dataset_seek(tw_dataset *data, int64_t batches);           /* goes on as if that many had been given: for resuming */
 /* A progress bar with rate and time left, on a terminal only (a line now and then otherwise); the last call's numbers count. */
 TWDEF void     tw_progress(tw_dataset *data, const char *name, double value);
+
+/* ==== [tw:16] prediction =====================================================================
+
+   What a head is for, in one call: labels of a text, the names in it, the words that were masked, a
+   vector, an answer, a new text.  A model is opened by its folder as ever, or by a task's name, as
+   FlagAI's AutoLoader does it:
+
+       tw_model *ner = tw_auto_load(tw, "ner", "RoBERTa-base-ch", "models");
+       tw_entities found = tw_predict_entities(ner, text);
+       for (i = 0; i < found.count; i++) printf("%s: %s\n", found.list[i].label, found.list[i].text);
+
+   Results belong to the model and stay until its next tw_predict call.  After an error they are
+   empty.  A text with more tokens than the model has positions is an error: nothing is cut silently.
+   ============================================================================================ */
+
+/* Opens model_dir/model_name-task if there is such a folder, else model_dir/model_name, with the head that the task wants;
+   what the file lacks of the head begins anew, to be trained.  The tasks, and what does them:
+
+                                          bert                            gpt2     t5                 glm
+       lm                                 hidden states                   its lm   text to text       its lm
+       masklm                             masked words
+       embedding                          hidden states                   hidden states
+       classification, semantic-matching  sequence classification         ...      ...                sequence classification
+       ner, sequence-labeling             token classification            ...
+       ner-crf, sequence-labeling-crf     FlagAI's head with transitions
+       ner-gp, sequence-labeling-gp       FlagAI's GlobalPointer
+       seq2seq, title-generation          FlagAI's seq2seq                         text to text       seq2seq
+       poetry, poetry-generation                                                                      seq2seq
+       question-answering                 question answering              ...
+
+   A class that config.json names is kept where it does the task.  TW_E_UNSUPPORTED lists the tasks of the model. */
+TWDEF tw_model   *tw_auto_load(tw_context *tw, const char *task, const char *model_name, const char *model_dir);
+
+/* What a model's head is for: which of the functions below it answers. */
+typedef enum tw_purpose { TW_FOR_NOTHING_HERE = 0, TW_FOR_CLASSES, TW_FOR_ENTITIES, TW_FOR_MASKED, TW_FOR_EMBEDDING, TW_FOR_ANSWER, TW_FOR_TEXT } tw_purpose;
+TWDEF tw_purpose  tw_purpose_of(const tw_model *model);
+
+/* The names of a classifier's labels, in its config.json; a model without them has LABEL_0, LABEL_1, ... */
+TWDEF bool        tw_set_labels(tw_model *model, const char *const *names, int64_t count);
+TWDEF const char *tw_label(const tw_model *model, int64_t index);                 /* NULL: config.json has no name for it */
+
+/* A text's labels, the best first; pair is a second text to compare with, or NULL.  score: the probability (softmax, or a
+   sigmoid each where labels do not exclude each other); a regression's number. */
+typedef struct tw_class { const char *label; int64_t index; float score; } tw_class;
+typedef struct tw_classes { int64_t count; const tw_class *list; } tw_classes;
+TWDEF tw_classes  tw_predict_classes(tw_model *model, const char *text, const char *pair);
+
+/* A piece of a text: its bytes begin ... end - 1, and the same counted in code points. */
+typedef struct tw_span { const char *label, *text; int64_t begin, end, begin_char, end_char; float score; } tw_span;
+
+/* The names in a text, in the order of the text, by token classification.  Tags may be B- and I-, with E- or L- for the last
+   and S- or U- for a single one, or labels without any of these; O is none.  A word has the tag of its first token. */
+typedef struct tw_entities { int64_t count; const tw_span *list; } tw_entities;
+TWDEF tw_entities tw_predict_entities(tw_model *model, const char *text);
+
+/* What stands behind the mask tokens ([MASK], <mask>) of a text: for each of the `masks` the `count` likeliest tokens
+   (0: 5), the best first, one mask after the other. */
+typedef struct tw_candidate { const char *text; int32_t id; float score; } tw_candidate;
+typedef struct tw_candidates { int64_t masks, count; const tw_candidate *list; } tw_candidates;
+TWDEF tw_candidates tw_predict_masked(tw_model *model, const char *text, int64_t count);
+
+/* The text as one vector: the mean of the last hidden states over all tokens, of length 1. */
+typedef struct tw_vector { int64_t count; const float *numbers; } tw_vector;
+TWDEF tw_vector   tw_predict_embedding(tw_model *model, const char *text);
+
+/* The piece of the context that answers the question.  score: the product of the probabilities of both ends.  label is "";
+   text is NULL after an error. */
+TWDEF tw_span     tw_predict_answer(tw_model *model, const char *question, const char *context);
+
+/* What the model writes for a text: a title, a translation, a poem; GPT-2 goes on with it.  how may be NULL: the likeliest
+   tokens, at most 100.  As tw_generate_text, with that function's errors. */
+TWDEF const char *tw_predict_text(tw_model *model, const char *text, const tw_generate_desc *how);
 
 #ifdef __cplusplus
 } /* extern "C" */
@@ -6091,6 +6164,7 @@ struct tw_model {
     bool         owns_tokenizer;
     struct twi_training *training;             /* chapter training */
     bool         checkpointing;                /* recompute blocks in the backward pass */
+    twi_region   predicted;                    /* chapter prediction: what its last call returned */
 };
 
 TWDEF tw_model *tw_model_create(tw_context *tw, const char *name) {
@@ -6098,7 +6172,7 @@ TWDEF tw_model *tw_model_create(tw_context *tw, const char *name) {
     if (!tw) return NULL;
     model = (tw_model *)twi_alloc(&tw->region, 1, sizeof *model);
     if (!model) return NULL;
-    model->region.tw = tw;
+    model->region.tw = model->predicted.tw = tw;
     model->initializer_range = 0.02f;
     model->next = tw->models;
     if (tw->models) tw->models->previous = model;
@@ -8822,6 +8896,7 @@ TWDEF void tw_model_free(tw_model *model) {
     if (model->next) model->next->previous = model->previous;
     tw_json_free(model->config);
     twi_free_model_files(model);
+    twi_region_clear(&model->predicted);
     twi_region_clear(&model->region);
     twi_free(&tw->region, model);
 }
@@ -19265,6 +19340,635 @@ TWDEF void tw_progress(tw_dataset *data, const char *name, double value) {
 #else
 TWDEF void tw_progress(tw_dataset *data, const char *name, double value) { (void)data; (void)name; (void)value; }
 #endif
+
+/* ==== [tw:16] prediction: implementation ===================================================== */
+
+/* -- a model by the name of a task ---------------------------------------------------------------------
+   FlagAI's tasks as rows; for each family the tasks of chapter models that do it, the usual one first. */
+
+static const struct twi_auto_task { const char *name, *bert, *gpt2, *t5, *glm; } twi_auto_tasks[] = {
+    { "lm",                    "embedding",                          "lm",                   "lm seq2seq",     "lm" },
+    { "masklm",                "masked-lm pretraining",              "",                     "",               "" },
+    { "embedding",             "embedding",                          "embedding",            "embedding",      "" },
+    { "classification",        "classification",                     "classification",       "classification", "classification" },
+    { "semantic-matching",     "classification",                     "classification",       "classification", "" },
+    { "ner",                   "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "" },
+    { "sequence-labeling",     "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "" },
+    { "ner-crf",               "ner-crf",                            "",                     "",               "" },
+    { "sequence-labeling-crf", "ner-crf",                            "",                     "",               "" },
+    { "ner-gp",                "ner-gp",                             "",                     "",               "" },
+    { "sequence-labeling-gp",  "ner-gp",                             "",                     "",               "" },
+    { "seq2seq",               "seq2seq",                            "lm",                   "lm seq2seq",     "seq2seq" },
+    { "title-generation",      "seq2seq",                            "",                     "lm seq2seq",     "seq2seq" },
+    { "poetry",                "",                                   "",                     "",               "seq2seq" },
+    { "poetry-generation",     "",                                   "",                     "",               "seq2seq" },
+    { "question-answering",    "question-answering",                 "question-answering",   "question-answering", "" }
+};
+enum { TWI_AUTO_TASKS = (int)(sizeof twi_auto_tasks / sizeof *twi_auto_tasks) };
+
+/* The cell of a row for a model type; "" where that family does not do it. */
+static const char *twi_auto_cell(const struct twi_auto_task *row, const char *type) {
+    if (strcmp(type, "gpt2") == 0) return row->gpt2;
+    if (strcmp(type, "t5") == 0 || strcmp(type, "mt5") == 0) return row->t5;
+    if (strncmp(type, "glm", 3) == 0) return row->glm;
+    return row->bert;
+}
+/* Is `word` one of the words of a list with blanks between? */
+static bool twi_among_words(const char *list, const char *word) {
+    size_t n = strlen(word);
+    while (*list) {
+        size_t length = strcspn(list, " ");
+        if (length == n && memcmp(list, word, n) == 0) return true;
+        list += length;
+        list += strspn(list, " ");
+    }
+    return false;
+}
+
+/* Which of the tasks of chapter models the model in `config` shall do; NULL for the class that it names, with *ok. */
+static const char *twi_auto_pick(const tw_json *config, const char *cell, bool *ok) {
+    const char *type = tw_json_string(tw_json_get(config, "model_type"), ""), *named = tw_json_string(tw_json_at(tw_json_get(config, "architectures"), 0), "");
+    int i, known = 0;
+    *ok = true;
+    for (i = 0; i < TWI_MODEL_CLASSES; i++)
+        if (strcmp(twi_model_classes[i].name, named) == 0 && twi_among_words(cell, twi_model_classes[i].task)) return NULL;
+    while (*cell) {                                             /* the first word that this type has a class for */
+        size_t length = strcspn(cell, " ");
+        for (i = 0; i < TWI_MODEL_CLASSES; i++) {
+            const twi_model_class *c = &twi_model_classes[i];
+            if ((type[0] ? strcmp(c->type->name, type) == 0 : strcmp(c->name, named) == 0) && strlen(c->task) == length && memcmp(c->task, cell, length) == 0) return c->task;
+            known++;
+        }
+        cell += length;
+        cell += strspn(cell, " ");
+    }
+    *ok = false;
+    return NULL;
+}
+
+TWDEF tw_model *tw_auto_load(tw_context *tw, const char *task, const char *model_name, const char *model_dir) {
+    twi_text folder, path, tasks;
+    tw_model *m = NULL;
+    tw_json *config;
+    const char *picked = NULL;
+    bool ok = false;
+    int i, row = -1;
+    tw_load_desc how;
+    if (!tw || tw_failed(tw)) return NULL;
+    if (!task || !model_name || !*model_name || !model_dir) { twi_fail(tw, TW_E_ARGUMENT, "auto load: task, model name or folder is missing"); return NULL; }
+    folder = twi_text_new(&tw->region);
+    path = twi_text_new(&tw->region);
+    tasks = twi_text_new(&tw->region);
+    for (i = 0; i < 2; i++) {                                   /* first the model that was trained for the task */
+        twi_text name = twi_text_new(&tw->region);
+        twi_text_add(&name, model_name);
+        if (i == 0) { twi_text_char(&name, '-'); twi_text_add(&name, task); }
+        twi_text_clear(&folder);
+        twi_text_clear(&path);
+        twi_join_path(&folder, model_dir, twi_text_string(&name));
+        twi_join_path(&path, twi_text_string(&folder), "config.json");
+        ok = !name.failed && !folder.failed && !path.failed;
+        twi_text_free(&name);
+        if (!ok || twi_file_exists(tw, twi_text_string(&path))) break;
+    }
+    config = ok ? tw_json_load(tw, twi_text_string(&path)) : NULL;
+    for (i = 0; config && i < TWI_AUTO_TASKS; i++) {
+        const char *cell = twi_auto_cell(&twi_auto_tasks[i], tw_json_string(tw_json_get(config, "model_type"), ""));
+        bool does;
+        const char *with = twi_auto_pick(config, cell, &does);
+        if (!does) continue;
+        if (strcmp(twi_auto_tasks[i].name, task) == 0) { row = i; picked = with; }
+        twi_text_add(&tasks, tasks.length ? ", " : "");
+        twi_text_add(&tasks, twi_auto_tasks[i].name);
+    }
+    if (config && row < 0)
+        twi_fail(tw, TW_E_UNSUPPORTED, "auto load: %.100s does not do the task \"%.60s\", only %s (%s)", model_name, task, tasks.length ? twi_text_string(&tasks) : "none that is known here", twi_text_string(&path));
+    memset(&how, 0, sizeof how);
+    how.task = picked;
+    how.new_head = true;
+    if (row >= 0) m = tw_from_pretrained_with(tw, twi_text_string(&folder), &how);
+    tw_json_free(config);
+    twi_text_free(&folder);
+    twi_text_free(&path);
+    twi_text_free(&tasks);
+    return m;
+}
+
+TWDEF tw_purpose tw_purpose_of(const tw_model *model) {
+    twi_decoder d;
+    if (!model || !model->type) return TW_FOR_NOTHING_HERE;
+    memset(&d, 0, sizeof d);
+    switch (twi_head_of(model)) {
+    case TWI_HEAD_SEQUENCE: case TWI_HEAD_NEXT: return TW_FOR_CLASSES;
+    case TWI_HEAD_TOKEN: case TWI_HEAD_TAGS: case TWI_HEAD_CRF: case TWI_HEAD_POINTER: return TW_FOR_ENTITIES;
+    case TWI_HEAD_MASKED: case TWI_HEAD_PRETRAINING: return TW_FOR_MASKED;
+    case TWI_HEAD_QA: return TW_FOR_ANSWER;
+    case TWI_HEAD_NONE: case TWI_HEAD_POOLED: return TW_FOR_EMBEDDING;
+    default: return model->type->decoder && model->type->decoder(model, &d) ? TW_FOR_TEXT : TW_FOR_NOTHING_HERE;
+    }
+}
+
+/* -- labels ------------------------------------------------------------------------------------------------ */
+
+TWDEF bool tw_set_labels(tw_model *model, const char *const *names, int64_t count) {
+    tw_json *ids, *labels;
+    char key[24];
+    int64_t i;
+    bool ok;
+    if (!model || !names || !model->config) return false;
+    ids = tw_json_set_object(model->config, "id2label");
+    labels = ids ? tw_json_set_object(model->config, "label2id") : NULL;
+    ok = labels != NULL;
+    for (i = 0; ok && i < count; i++) {
+        snprintf(key, sizeof key, "%lld", (long long)i);
+        ok = tw_json_set_string(ids, key, names[i]) && tw_json_set_int(labels, names[i], i);
+    }
+    return ok;
+}
+TWDEF const char *tw_label(const tw_model *model, int64_t index) {
+    char key[24];
+    snprintf(key, sizeof key, "%lld", (long long)index);
+    return model ? tw_json_string(tw_json_get(tw_json_get(model->config, "id2label"), key), NULL) : NULL;
+}
+/* The same, or LABEL_3. */
+static const char *twi_label_text(tw_model *m, int64_t index) {
+    const char *name = tw_label(m, index);
+    char made[32];
+    if (name) return name;
+    snprintf(made, sizeof made, "LABEL_%lld", (long long)index);
+    return twi_copy_text(&m->predicted, made, strlen(made));
+}
+
+/* -- one pass over one text --------------------------------------------------------------------------------- */
+
+/* What a prediction works on, from begin to end; the step's other tensors and the context's mode stay as they are. */
+typedef struct twi_prediction {
+    tw_model   *model;
+    twi_mark    mark;
+    bool        training, no_grad;
+    tw_encoding encoding;
+    tw_outputs  out;
+} twi_prediction;
+
+static void twi_prediction_end(twi_prediction *p) {
+    tw_context *tw = p->model->region.tw;
+    twi_rewind(tw, &p->mark);
+    tw->training = p->training;
+    tw->no_grad = p->no_grad;
+}
+/* Tokenizes the text (and the other of a pair), and runs the model over it. */
+static bool twi_prediction_pass(twi_prediction *p, const char *text, const char *pair) {
+    tw_model *m = p->model;
+    tw_context *tw = m->region.tw;
+    int64_t positions = tw_max_positions(m);
+    tw_tokenize_desc how;
+    tw_shape shape;
+    tw_pass pass;
+    tw_batch in;
+    memset(&how, 0, sizeof how);
+    how.pair = pair;
+    how.pair_length = pair ? strlen(pair) : 0;
+    if (tw_tokenize(m->tokenizer, text, strlen(text), &how, &p->encoding) < 0) return false;
+    shape = tw_shape2(1, p->encoding.count);
+    if (p->encoding.count == 0) { twi_fail(tw, TW_E_ARGUMENT, "predict: the text has no tokens"); return false; }
+    if (positions && p->encoding.count > positions) {
+        twi_fail(tw, TW_E_RANGE, "predict: the text's %lld tokens are more than the model's %lld positions", (long long)p->encoding.count, (long long)positions);
+        return false;
+    }
+    memset(&in, 0, sizeof in);
+    memset(&pass, 0, sizeof pass);
+    pass.hidden_states = p->out.count < 0;
+    p->out.count = 0;
+    if (!tw_batch_set(&in, "input_ids", tw_ids(tw, shape, p->encoding.ids))) return false;
+    /* GPT-2 would add word embeddings for these, so only models that have a table for them get them */
+    if (tw_json_int(tw_json_get(m->config, "type_vocab_size"), 0) > 1 && !tw_batch_set(&in, "token_type_ids", tw_ids(tw, shape, p->encoding.type_ids))) return false;
+    return tw_model_forward(m, &in, &pass, &p->out);
+}
+/* Begins and passes.  False with an error, and then nothing has to be ended. */
+static bool twi_prediction_begin(twi_prediction *p, tw_model *model, const char *text, const char *pair, bool hidden_states) {
+    tw_context *tw;
+    memset(p, 0, sizeof *p);
+    if (!model) return false;
+    tw = model->region.tw;
+    twi_region_clear(&model->predicted);
+    if (tw_failed(tw)) return false;
+    if (!text) { twi_fail(tw, TW_E_ARGUMENT, "predict: there is no text"); return false; }
+    if (!model->tokenizer) { twi_fail(tw, TW_E_MISSING, "predict: the model has no tokenizer to read a text with"); return false; }
+    p->model = model;
+    p->training = tw->training;
+    p->no_grad = tw->no_grad;
+    p->out.count = hidden_states ? -1 : 0;
+    tw->training = false;
+    tw->no_grad = true;
+    twi_take_mark(tw, &p->mark);
+    if (twi_prediction_pass(p, text, pair)) return true;
+    twi_prediction_end(p);
+    return false;
+}
+
+/* An output's numbers, when it has `rank` axes of which the first is the one text; NULL: it has not. */
+static const float *twi_predicted(const twi_prediction *p, const char *name, int rank) {
+    tw_tensor *t = tw_batch_get(&p->out, name);
+    return tw_rank(t) == rank && tw_dim(t, 0) == 1 ? tw_data(tw_contiguous(t)) : NULL;
+}
+static void twi_wrong_head(const tw_model *m, const char *what) {
+    twi_fail(m->region.tw, TW_E_UNSUPPORTED, "predict: a %s has no head for %s", m->name, what);
+}
+
+/* Softmax in place of `to`; numbers of one row. */
+static void twi_probabilities(const float *from, int64_t count, float *to) {
+    double sum = 0;
+    float most = from[0];
+    int64_t i;
+    for (i = 1; i < count; i++) if (from[i] > most) most = from[i];
+    for (i = 0; i < count; i++) sum += exp((double)(from[i] - most));
+    for (i = 0; i < count; i++) to[i] = (float)(exp((double)(from[i] - most)) / sum);
+}
+static float twi_logistic(float x) { return (float)(1 / (1 + exp(-(double)x))); }
+
+/* -- classes --------------------------------------------------------------------------------------------------- */
+
+TWDEF tw_classes tw_predict_classes(tw_model *model, const char *text, const char *pair) {
+    twi_prediction p;
+    tw_classes found = { 0, NULL };
+    twi_head head = model ? twi_head_of(model) : TWI_HEAD_NONE;
+    const char *problem;
+    const float *logits;
+    tw_class *list;
+    float *score;
+    int64_t count, i, k;
+    if (!twi_prediction_begin(&p, model, text, pair, false)) return found;
+    logits = head == TWI_HEAD_CHOICE || head == TWI_HEAD_DOUBLE ? NULL : twi_predicted(&p, "logits", 2);
+    count = logits ? tw_dim(tw_batch_get(&p.out, "logits"), 1) : 0;
+    list = logits ? (tw_class *)twi_alloc(&model->predicted, (size_t)count, sizeof *list) : NULL;
+    score = list ? (float *)twi_alloc(&model->predicted, (size_t)count, sizeof *score) : NULL;
+    if (!logits) twi_wrong_head(model, "classes");
+    if (score) {
+        problem = tw_json_string(tw_json_get(model->config, "problem_type"), "");
+        twi_probabilities(logits, count, score);
+        if (strcmp(problem, "regression") == 0) memcpy(score, logits, (size_t)count * sizeof *score);
+        else if (strcmp(problem, "multi_label_classification") == 0 || count == 1) for (i = 0; i < count; i++) score[i] = twi_logistic(logits[i]);
+        for (i = 0; i < count; i++) {                           /* insertion keeps equals in their order */
+            for (k = i; k > 0 && list[k - 1].score < score[i]; k--) list[k] = list[k - 1];
+            list[k].index = i;
+            list[k].score = score[i];
+        }
+        for (i = 0; i < count; i++) list[i].label = twi_label_text(model, list[i].index);
+        found.count = count;
+        found.list = list;
+    }
+    twi_prediction_end(&p);
+    if (tw_failed(model->region.tw)) memset(&found, 0, sizeof found);
+    return found;
+}
+
+/* -- pieces of the text ------------------------------------------------------------------------------------------ */
+
+/* The byte at which every code point of a text begins, and one more for its end: [chars + 1]. */
+static int64_t *twi_byte_offsets(twi_region *region, const char *text, int64_t *chars) {
+    size_t n = strlen(text), at;
+    int64_t *offset = (int64_t *)twi_alloc_raw(region, n + 1, sizeof *offset), count = 0;
+    uint32_t code;
+    bool valid;
+    for (at = 0; offset && at < n; at += (size_t)twi_utf8_read(text + at, n - at, &code, &valid)) offset[count++] = (int64_t)at;
+    if (offset) offset[count] = (int64_t)n;
+    *chars = count;
+    return offset;
+}
+
+/* Fills in a span's bytes and text from its code points, without the blanks around it. */
+static bool twi_cut_span(tw_model *m, tw_span *s, const char *text, const int64_t *offset, int64_t chars) {
+    if (s->begin_char < 0) s->begin_char = 0;
+    if (s->end_char > chars) s->end_char = chars;
+    while (s->begin_char < s->end_char && strchr(" \t\n\r", text[offset[s->begin_char]])) s->begin_char++;
+    while (s->begin_char < s->end_char && strchr(" \t\n\r", text[offset[s->end_char - 1]])) s->end_char--;
+    if (s->end_char < s->begin_char) s->end_char = s->begin_char;
+    s->begin = offset[s->begin_char];
+    s->end = offset[s->end_char];
+    s->text = twi_copy_text(&m->predicted, text + s->begin, (size_t)(s->end - s->begin));
+    return s->text != NULL;
+}
+
+/* -- entities: tags, a path through tags, or pairs of ends ------------------------------------------------------ */
+
+/* What a tag's name says: how it stands to the one before, and the kind of name.  "B-PER": 'B', "PER". */
+typedef struct twi_tag { char part; const char *kind; } twi_tag;
+
+static twi_tag twi_read_tag(const char *name) {
+    twi_tag t;
+    bool prefixed = name[0] && strchr("BIMELSU", name[0]) && (name[1] == '-' || name[1] == '_') && name[2];
+    t.part = prefixed ? name[0] : strcmp(name, "O") == 0 ? 'O' : 'I';
+    t.kind = prefixed ? name + 2 : name;
+    return t;
+}
+
+/* Of all paths through the tags the one with the largest sum of scores [T, C] and transitions [C, C] (from, to): Viterbi
+   (1967).  As in FlagAI the first token, [CLS], has tag 0. */
+static bool twi_best_path(twi_region *region, const float *score, const float *transition, int64_t tokens, int64_t tags, int32_t *path) {
+    int32_t *from = (int32_t *)twi_alloc(region, (size_t)tokens, (size_t)tags * sizeof *from);
+    double *best = (double *)twi_alloc(region, (size_t)tags, 2 * sizeof *best), *next = best ? best + tags : NULL;
+    int64_t t, a, b;
+    bool ok = from && best;
+    for (b = 0; ok && b < tags; b++) best[b] = (double)score[b] - (b ? 1e5 : 0);
+    for (t = 1; ok && t < tokens; t++) {
+        for (b = 0; b < tags; b++) {
+            int64_t parent = 0;
+            for (a = 1; a < tags; a++) if (best[a] + (double)transition[a * tags + b] > best[parent] + (double)transition[parent * tags + b]) parent = a;
+            from[t * tags + b] = (int32_t)parent;
+            next[b] = best[parent] + (double)transition[parent * tags + b] + (double)score[t * tags + b];
+        }
+        memcpy(best, next, (size_t)tags * sizeof *best);
+    }
+    if (ok) {
+        for (a = 0, b = 1; b < tags; b++) if (best[b] > best[a]) a = b;
+        for (t = tokens - 1; t >= 0; t--) { path[t] = (int32_t)a; a = from[t * tags + a]; }
+    }
+    twi_free(region, from);
+    twi_free(region, best);
+    return ok;
+}
+
+/* Entities out of one tag a token.  whole_words: a word has the tag of its first token, the others go along.  The score
+   is the mean over the words. */
+static int64_t twi_join_tags(tw_model *m, const tw_encoding *e, const int32_t *tag, const float *score, bool whole_words, tw_span *out) {
+    int64_t count = 0, i, words = 0;
+    bool open = false;
+    twi_tag last = { 'O', "" };
+    for (i = 0; i < e->count; i++) {
+        bool begins = !whole_words || i == 0 || e->special_mask[i - 1] || e->words[i] < 0 || e->words[i] != e->words[i - 1];
+        tw_span *s = &out[count];
+        twi_tag t;
+        if (e->special_mask[i]) { count += open; open = false; continue; }
+        if (!begins) {                                          /* the rest of a word */
+            if (open) s->end_char = e->offsets[i][1];
+            continue;
+        }
+        t = twi_read_tag(twi_label_text(m, tag[i]));
+        if (open && (last.part == 'E' || last.part == 'L' || last.part == 'S' || last.part == 'U' || strchr("OBSU", t.part) || strcmp(t.kind, last.kind) != 0)) { count++; open = false; }
+        if (t.part == 'O') continue;
+        s = &out[count];
+        if (!open) {
+            memset(s, 0, sizeof *s);
+            s->label = t.kind;
+            s->begin_char = e->offsets[i][0];
+            words = 0;
+            open = true;
+        }
+        s->end_char = e->offsets[i][1];
+        s->score += (score[i] - s->score) / (float)++words;
+        last = t;
+    }
+    return count + open;
+}
+
+/* One tag for every token, with its probability. */
+static bool twi_pick_tags(tw_model *m, const float *logits, int64_t tokens, int64_t tags, int32_t *tag, float *score) {
+    const tw_tensor *transitions = tw_parameter_named(m, "crf_layer.trans");
+    float *row = (float *)twi_alloc(&m->predicted, (size_t)tags, sizeof *row), *trans = NULL;
+    int64_t t, k;
+    bool ok = row != NULL;
+    if (ok && transitions) {
+        trans = (float *)twi_alloc(&m->predicted, (size_t)tags, (size_t)tags * sizeof *trans);
+        ok = trans && tw_read(transitions, trans, tags * tags) == tags * tags && twi_best_path(&m->predicted, logits, trans, tokens, tags, tag);
+    }
+    for (t = 0; ok && t < tokens; t++) {
+        twi_probabilities(logits + t * tags, tags, row);
+        if (!transitions) for (tag[t] = 0, k = 1; k < tags; k++) if (row[k] > row[tag[t]]) tag[t] = (int32_t)k;
+        score[t] = row[tag[t]];
+    }
+    return ok;
+}
+
+/* GlobalPointer (Su et al. 2022): logits [C, T, T] say for each kind which token pairs are both ends of a name; above 0: yes. */
+static int64_t twi_read_pointers(tw_model *m, const tw_encoding *e, const float *logits, int64_t kinds, tw_span *out, int64_t room) {
+    int64_t tokens = e->count, count = 0, c, i, k;
+    for (c = 0; c < kinds; c++) for (i = 0; i < tokens; i++) for (k = i; k < tokens; k++) {
+        float score = logits[(c * tokens + i) * tokens + k];
+        if (!(score > 0) || e->special_mask[i] || e->special_mask[k]) continue;
+        if (count < room) {
+            tw_span *s = &out[count];
+            memset(s, 0, sizeof *s);
+            s->label = twi_label_text(m, c);
+            s->begin_char = e->offsets[i][0];
+            s->end_char = e->offsets[k][1];
+            s->score = twi_logistic(score);
+        }
+        count++;
+    }
+    return count;
+}
+static int twi_span_order(const void *a, const void *b) {
+    const tw_span *x = (const tw_span *)a, *y = (const tw_span *)b;
+    if (x->begin_char != y->begin_char) return x->begin_char < y->begin_char ? -1 : 1;
+    if (x->end_char != y->end_char) return x->end_char < y->end_char ? -1 : 1;
+    return x->score > y->score ? -1 : x->score < y->score;
+}
+
+static int64_t twi_find_entities(twi_prediction *p, tw_span **out) {
+    tw_model *m = p->model;
+    twi_head head = twi_head_of(m);
+    const float *logits = head == TWI_HEAD_POINTER ? twi_predicted(p, "logits", 4) : twi_predicted(p, "logits", 3);
+    const tw_tensor *t = tw_batch_get(&p->out, "logits");
+    int64_t count = 0, tokens = p->encoding.count;
+    *out = NULL;
+    if (!logits || (head != TWI_HEAD_TOKEN && head != TWI_HEAD_TAGS && head != TWI_HEAD_CRF && head != TWI_HEAD_POINTER)) { twi_wrong_head(m, "entities"); return 0; }
+    if (head == TWI_HEAD_POINTER) {
+        count = twi_read_pointers(m, &p->encoding, logits, tw_dim(t, 1), NULL, 0);
+        *out = (tw_span *)twi_alloc(&m->predicted, (size_t)count + 1, sizeof **out);
+        if (!*out) return 0;
+        twi_read_pointers(m, &p->encoding, logits, tw_dim(t, 1), *out, count);
+        qsort(*out, (size_t)count, sizeof **out, twi_span_order);
+    } else {
+        int32_t *tag = (int32_t *)twi_alloc(&m->predicted, (size_t)tokens, sizeof *tag);
+        float *score = (float *)twi_alloc(&m->predicted, (size_t)tokens, sizeof *score);
+        *out = (tw_span *)twi_alloc(&m->predicted, (size_t)tokens + 1, sizeof **out);
+        if (tag && score && *out && twi_pick_tags(m, logits, tokens, tw_dim(t, 2), tag, score)) count = twi_join_tags(m, &p->encoding, tag, score, head == TWI_HEAD_TOKEN, *out);
+    }
+    return count;
+}
+
+TWDEF tw_entities tw_predict_entities(tw_model *model, const char *text) {
+    twi_prediction p;
+    tw_entities found = { 0, NULL };
+    int64_t *offset, chars = 0, i;
+    tw_span *list = NULL;
+    if (!twi_prediction_begin(&p, model, text, NULL, false)) return found;
+    found.count = twi_find_entities(&p, &list);
+    found.list = list;
+    offset = twi_byte_offsets(&model->predicted, text, &chars);
+    for (i = 0; offset && i < found.count; i++) if (!twi_cut_span(model, &list[i], text, offset, chars)) break;
+    twi_prediction_end(&p);
+    if (tw_failed(model->region.tw)) memset(&found, 0, sizeof found);
+    return found;
+}
+
+/* -- masked words ---------------------------------------------------------------------------------------------- */
+
+/* The `count` largest of a row, by insertion; equals keep their order. */
+static void twi_largest(const float *score, int64_t n, tw_candidate *list, int64_t count) {
+    int64_t i, k, have = 0;
+    for (i = 0; i < n; i++) {
+        if (have == count && !(score[i] > list[count - 1].score)) continue;
+        if (have < count) have++;
+        for (k = have - 1; k > 0 && list[k - 1].score < score[i]; k--) list[k] = list[k - 1];
+        list[k].id = (int32_t)i;
+        list[k].score = score[i];
+    }
+}
+
+TWDEF tw_candidates tw_predict_masked(tw_model *model, const char *text, int64_t count) {
+    twi_prediction p;
+    tw_candidates found = { 0, 0, NULL };
+    twi_head head = model ? twi_head_of(model) : TWI_HEAD_NONE;
+    const float *logits;
+    tw_candidate *list = NULL;
+    float *score;
+    int64_t masks = 0, vocab, i, k;
+    int32_t mask;
+    if (!twi_prediction_begin(&p, model, text, NULL, false)) return found;
+    logits = twi_predicted(&p, head == TWI_HEAD_PRETRAINING ? "prediction_logits" : "logits", 3);
+    vocab = logits ? tw_dim(tw_batch_get(&p.out, head == TWI_HEAD_PRETRAINING ? "prediction_logits" : "logits"), 2) : 0;
+    mask = tw_special_id(model->tokenizer, "mask");
+    for (i = 0; i < p.encoding.count; i++) masks += p.encoding.ids[i] == mask;
+    if (count <= 0) count = 5;
+    if (count > vocab) count = vocab;
+    if (!logits || (head != TWI_HEAD_MASKED && head != TWI_HEAD_PRETRAINING)) twi_wrong_head(model, "masked words");
+    else if (mask < 0) twi_fail(model->region.tw, TW_E_MISSING, "predict: the tokenizer has no mask token");
+    else if (masks == 0) twi_fail(model->region.tw, TW_E_ARGUMENT, "predict: the text has no mask token, %s", tw_token(model->tokenizer, mask));
+    else list = (tw_candidate *)twi_alloc(&model->predicted, (size_t)masks * (size_t)count, sizeof *list);
+    score = list ? (float *)twi_alloc(&model->predicted, (size_t)vocab, sizeof *score) : NULL;
+    if (score) {
+        found.count = count;
+        found.list = list;
+        for (i = 0; i < p.encoding.count; i++) {
+            if (p.encoding.ids[i] != mask) continue;
+            twi_probabilities(logits + i * vocab, vocab, score);
+            twi_largest(score, vocab, list + found.masks++ * count, count);
+        }
+        for (k = 0; k < masks * count; k++) {
+            size_t length = 0;
+            const char *word = tw_detokenize_length(model->tokenizer, &list[k].id, 1, false, &length);
+            list[k].text = word ? twi_copy_text(&model->predicted, word, length) : NULL;
+        }
+    }
+    twi_prediction_end(&p);
+    if (tw_failed(model->region.tw)) memset(&found, 0, sizeof found);
+    return found;
+}
+
+/* -- a vector --------------------------------------------------------------------------------------------------- */
+
+/* The last hidden states: an output of their own, or the last of the numbered ones. */
+static const float *twi_last_hidden(const twi_prediction *p, int64_t *width) {
+    const char *name = "last_hidden_state";
+    int i;
+    if (!tw_batch_get(&p->out, name))
+        for (i = 0; i < p->out.count; i++) if (strncmp(p->out.name[i], "hidden_states.", 14) == 0) name = p->out.name[i];
+    *width = tw_dim(tw_batch_get(&p->out, name), 2);
+    return twi_predicted(p, name, 3);
+}
+
+TWDEF tw_vector tw_predict_embedding(tw_model *model, const char *text) {
+    twi_prediction p;
+    tw_vector found = { 0, NULL };
+    const float *hidden;
+    float *numbers;
+    double square = 0;
+    int64_t width = 0, i, t;
+    if (!twi_prediction_begin(&p, model, text, NULL, true)) return found;
+    hidden = twi_last_hidden(&p, &width);
+    if (!hidden) twi_wrong_head(model, "an embedding");
+    numbers = hidden ? (float *)twi_alloc(&model->predicted, (size_t)width, sizeof *numbers) : NULL;
+    for (i = 0; numbers && i < width; i++) {
+        double sum = 0;
+        for (t = 0; t < p.encoding.count; t++) sum += (double)hidden[t * width + i];
+        sum /= (double)p.encoding.count;
+        square += sum * sum;
+        numbers[i] = (float)sum;
+    }
+    if (numbers) {
+        double length = sqrt(square);
+        for (i = 0; i < width && length > 0; i++) numbers[i] = (float)((double)numbers[i] / length);
+        found.count = width;
+        found.numbers = numbers;
+    }
+    twi_prediction_end(&p);
+    return found;
+}
+
+/* -- an answer ---------------------------------------------------------------------------------------------------- */
+
+enum { TWI_LONGEST_ANSWER = 15 };                               /* tokens; transformers' pipeline has the same */
+
+/* The best pair of ends.  Only the context's tokens can be one; as in transformers [CLS], where models point when there is
+   no answer, has its share of the probabilities but is never taken. */
+static bool twi_best_ends(const tw_encoding *e, int64_t question_tokens, int32_t cls, float *start, float *end, int64_t *from, int64_t *to) {
+    int64_t i, k, seen = 0, n = e->count;
+    float best = -1;
+    for (i = 0; i < n; i++) {
+        bool of_context = !e->special_mask[i] && seen++ >= question_tokens;
+        if (!of_context && e->ids[i] != cls) start[i] = end[i] = -1e30f;
+    }
+    twi_probabilities(start, n, start);
+    twi_probabilities(end, n, end);
+    for (i = seen = 0; i < n; i++) {
+        if (e->special_mask[i] || seen++ < question_tokens) continue;
+        for (k = i; k < n && k < i + TWI_LONGEST_ANSWER && !e->special_mask[k]; k++)
+            if (start[i] * end[k] > best) { best = start[i] * end[k]; *from = i; *to = k; }
+    }
+    return best >= 0;
+}
+
+TWDEF tw_span tw_predict_answer(tw_model *model, const char *question, const char *context) {
+    twi_prediction p;
+    tw_span found;
+    const float *start_logits, *end_logits;
+    float *start = NULL, *end = NULL;
+    int64_t question_tokens = 0, from = 0, to = 0, chars = 0, *offset;
+    tw_encoding alone;
+    tw_tokenize_desc plain;
+    memset(&found, 0, sizeof found);
+    memset(&plain, 0, sizeof plain);
+    plain.no_special = true;
+    if (model && question && !context) { twi_fail(model->region.tw, TW_E_ARGUMENT, "predict: there is no text to find an answer in"); return found; }
+    if (model && question && model->tokenizer) question_tokens = tw_tokenize(model->tokenizer, question, strlen(question), &plain, &alone);
+    if (!twi_prediction_begin(&p, model, question, context, false)) return found;
+    start_logits = twi_predicted(&p, "start_logits", 2);
+    end_logits = twi_predicted(&p, "end_logits", 2);
+    if (!start_logits || !end_logits) twi_wrong_head(model, "questions");
+    else {
+        size_t n = (size_t)p.encoding.count;
+        start = (float *)twi_alloc(&model->predicted, n, sizeof *start);
+        end = (float *)twi_alloc(&model->predicted, n, sizeof *end);
+        if (start && end) { memcpy(start, start_logits, n * sizeof *start); memcpy(end, end_logits, n * sizeof *end); }
+    }
+    if (start && end) {
+        const tw_encoding *e = &p.encoding;
+        if (!twi_best_ends(e, question_tokens, tw_special_id(model->tokenizer, "cls"), start, end, &from, &to))
+            twi_fail(model->region.tw, TW_E_ARGUMENT, "predict: the text to find an answer in has no tokens");
+        found.score = start[from] * end[to];
+        while (from > 0 && !e->special_mask[from - 1] && e->words[from] >= 0 && e->words[from - 1] == e->words[from]) from--;             /* whole words */
+        while (to + 1 < e->count && !e->special_mask[to + 1] && e->words[to] >= 0 && e->words[to + 1] == e->words[to]) to++;
+        found.label = "";
+        found.begin_char = e->offsets[from][0];
+        found.end_char = e->offsets[to][1];
+        offset = twi_byte_offsets(&model->predicted, context, &chars);
+        if (offset) twi_cut_span(model, &found, context, offset, chars);
+    }
+    twi_prediction_end(&p);
+    if (tw_failed(model->region.tw)) memset(&found, 0, sizeof found);
+    return found;
+}
+
+/* -- a text ---------------------------------------------------------------------------------------------------- */
+
+TWDEF const char *tw_predict_text(tw_model *model, const char *text, const tw_generate_desc *how) {
+    tw_generate_desc usual;
+    if (!model) return NULL;
+    memset(&usual, 0, sizeof usual);
+    usual.max_new_tokens = 100;
+    return tw_generate_text(model, text, how ? how : &usual);
+}
 
 /* -- the end: what has a region of its own goes first ------------------------------------------------------- */
 TWDEF void tw_destroy(tw_context *tw) {

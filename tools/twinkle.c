@@ -7,7 +7,7 @@
    `bench gemm` and `bench attention` call twinkle_blas.h.)  How it is laid out:
 
        options     what a command takes is a table of options; reading and --help both walk it
-       info, tokenize, forward, generate, train, eval, convert, bench, pull: a section each, with a function run_NAME
+       info, tokenize, forward, generate, predict, train, eval, convert, bench, pull: a section each, with a function run_NAME
        commands    the table of commands, and main
 
    Exit status: 0 done; 1 the work failed; 2 the command line was wrong.  Errors are one line on stderr,
@@ -791,6 +791,163 @@ static int run_generate(arguments *a) {
     free(prompt);
     free(ends);
     return status_of(tw);
+}
+
+/* ---- predict ------------------------------------------------------------------------------------------- */
+
+static const option predict_options[] = {
+    { "--text", "S", TEXT, 0, 0, "the text, whatever it looks like" },
+    { "--text2", "S", TEXT, 0, 0, "the other text of a pair; what a question is asked about" },
+    { "--file", "F", TEXT, 0, 0, "texts instead, one a line; .jsonl: text and text2" },
+    { "--top-k", "N", WHOLE, 1, 1e6, "how many candidates for a masked word (default: 5)" },
+    { "--max-new-tokens", "N", WHOLE, 1, LARGEST, "how many tokens at most where a text is written (default: 100)" },
+    { "--num-beams", "N", WHOLE, 1, 4096, "and with how many beams (default: 1)" },
+    { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
+};
+
+static void predict_classes(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    tw_classes found = tw_predict_classes(model, text, pair);
+    tw_json *list = tw_json_set_array(o, "labels");
+    int64_t i;
+    (void)a;
+    for (i = 0; i < found.count; i++) {
+        tw_json *item = o ? tw_json_push_object(list) : NULL;
+        tw_json_set_string(item, "label", found.list[i].label);
+        tw_json_set_float(item, "score", found.list[i].score);
+        if (!o) printf("%.4f  %s\n", (double)found.list[i].score, found.list[i].label);
+    }
+}
+
+static void set_span(tw_json *o, const tw_span *s) {
+    tw_json_set_float(o, "score", s->score);
+    tw_json_set_int(o, "start", s->begin_char);
+    tw_json_set_int(o, "end", s->end_char);
+    tw_json_set_int(o, "start_byte", s->begin);
+    tw_json_set_int(o, "end_byte", s->end);
+}
+
+static void predict_entities(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    tw_entities found = tw_predict_entities(model, text);
+    tw_json *list = tw_json_set_array(o, "entities");
+    int64_t i;
+    (void)a;
+    (void)pair;
+    for (i = 0; i < found.count; i++) {
+        const tw_span *s = &found.list[i];
+        tw_json *item = o ? tw_json_push_object(list) : NULL;
+        tw_json_set_string(item, "entity_group", s->label);
+        tw_json_set_string(item, "word", s->text);
+        if (o) set_span(item, s);
+        else printf("%.4f  %lld-%lld  %s  %s\n", (double)s->score, (long long)s->begin_char, (long long)s->end_char, s->label, s->text);
+    }
+}
+
+/* One mask: a list of candidates; several: a list of such lists, as in transformers. */
+static void predict_masked(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    tw_candidates found = tw_predict_masked(model, text, option_whole(a, "--top-k", 5));
+    tw_json *all = tw_json_set_array(o, "candidates"), *list = all;
+    int64_t i;
+    (void)pair;
+    for (i = 0; i < found.masks * found.count; i++) {
+        const tw_candidate *c = &found.list[i];
+        tw_json *item;
+        if (o && found.masks > 1 && i % found.count == 0) list = tw_json_push_array(all);
+        item = o ? tw_json_push_object(list) : NULL;
+        tw_json_set_float(item, "score", c->score);
+        tw_json_set_int(item, "token", c->id);
+        tw_json_set_string(item, "token_str", c->text);
+        if (!o) printf("%s%.4f  %s\n", i && i % found.count == 0 ? "\n" : "", (double)c->score, c->text);
+    }
+}
+
+static void predict_embedding(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    tw_vector found = tw_predict_embedding(model, text);
+    tw_json *list = tw_json_set_array(o, "embedding");
+    int64_t i;
+    (void)a;
+    (void)pair;
+    for (i = 0; i < found.count; i++) {
+        if (o) tw_json_push_number(list, (double)found.numbers[i]);
+        else printf("%s%.6g", i ? " " : "", (double)found.numbers[i]);
+    }
+    if (!o && found.count) putchar('\n');
+}
+
+static void predict_answer(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    tw_span found = tw_predict_answer(model, text, pair);
+    (void)a;
+    if (!found.text) return;
+    tw_json_set_string(o, "answer", found.text);
+    if (o) set_span(o, &found);
+    else printf("%.4f  %lld-%lld  %s\n", (double)found.score, (long long)found.begin_char, (long long)found.end_char, found.text);
+}
+
+static void predict_text(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o) {
+    const char *written;
+    tw_generate_desc how;
+    (void)pair;
+    memset(&how, 0, sizeof how);
+    how.max_new_tokens = option_whole(a, "--max-new-tokens", 100);
+    how.num_beams = (int)option_whole(a, "--num-beams", 1);
+    written = tw_predict_text(model, text, &how);
+    tw_json_set_string(o, "text", written);
+    if (!o && written) puts(written);
+}
+
+typedef void (*prediction)(arguments *a, tw_model *model, const char *text, const char *pair, tw_json *o);
+
+/* One text, one line of JSON.  False after an error. */
+static bool predict_one(arguments *a, tw_model *model, prediction predict, const char *text, const char *pair) {
+    tw_json *o = option_given(a, "--json") ? tw_json_object(a->tw) : NULL;
+    predict(a, model, text, pair, o);
+    if (o) print_json(a->tw, o);
+    tw_end_step(a->tw);
+    return !tw_failed(a->tw);
+}
+
+/* Every line of a file: a text, or an object with text and text2. */
+static void predict_file(arguments *a, tw_model *model, prediction predict, const char *path) {
+    size_t length = 0, n = strlen(path);
+    char *bytes = read_file(a->tw, path, &length), *line = bytes;
+    bool objects = n > 6 && !strcmp(path + n - 6, ".jsonl"), going = bytes != NULL;
+    long number = 0;
+    while (going && line < bytes + length) {
+        size_t size = strcspn(line, "\n");
+        char *next = line + size + 1;
+        number++;
+        if (line + size < bytes + length && line[size] == 0) { fail(a->tw, TW_E_FORMAT, "predict: line %ld has a NUL character (%s)", number, path); break; }
+        if (size && line[size - 1] == '\r') line[size - 1] = 0;
+        line[size] = 0;
+        if (*line && !objects) {
+            if (!option_given(a, "--json")) printf("%s%s\n", number > 1 ? "\n" : "", line);
+            going = predict_one(a, model, predict, line, option_text(a, "--text2", NULL));
+        } else if (*line) {
+            tw_json *o = tw_json_parse(a->tw, line, SIZE_MAX);
+            const char *text = tw_json_string(tw_json_get(o, "text"), NULL);
+            if (o && !text) fail(a->tw, TW_E_FORMAT, "predict: line %ld has no \"text\" (%s)", number, path);
+            if (text && !option_given(a, "--json")) printf("%s%s\n", number > 1 ? "\n" : "", text);
+            going = text && predict_one(a, model, predict, text, tw_json_string(tw_json_get(o, "text2"), option_text(a, "--text2", NULL)));
+            tw_json_free(o);
+        }
+        line = next;
+    }
+    free(bytes);
+}
+
+static int run_predict(arguments *a) {
+    static const prediction by_purpose[] = { NULL, predict_classes, predict_entities, predict_masked, predict_embedding, predict_answer, predict_text };
+    const char *text = option_text(a, "--text", NULL), *path = option_text(a, "--file", NULL);
+    tw_purpose purpose;
+    tw_model *model;
+    if ((text != NULL) == (path != NULL)) return wrong("predict: wants either --text S or --file F (see twinkle predict --help)");
+    model = open_model(a, a->operand[0], false, false);
+    if (!model) return status_of(a->tw);
+    purpose = tw_purpose_of(model);
+    if (!by_purpose[purpose]) fail(a->tw, TW_E_UNSUPPORTED, "predict: a %s answers no single text (%s)", tw_class_of(model), a->operand[0]);
+    else if (purpose == TW_FOR_ANSWER && text && !option_given(a, "--text2")) fail(a->tw, TW_E_ARGUMENT, "predict: a question needs --text2, the text with the answer (%s)", a->operand[0]);
+    else if (text) predict_one(a, model, by_purpose[purpose], text, option_text(a, "--text2", NULL));
+    else predict_file(a, model, by_purpose[purpose], path);
+    return status_of(a->tw);
 }
 
 /* ---- files and folders of a training run ---------------------------------------------------------------- */
@@ -2531,13 +2688,6 @@ static const option start_options[] = {
     { "--runs", "DIR", TEXT, 0, 0, "the folder with the runs" },
     { "--port", "N", WHOLE, 1, 65535, "the port to listen on" }
 };
-static const option predict_options[] = {
-    { "--text", "S", TEXT, 0, 0, "the text" },
-    { "--text2", "S", TEXT, 0, 0, "a second text" },
-    { "--file", "F", TEXT, 0, 0, "a file of texts" },
-    { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
-};
-
 static int run_later(arguments *a) { return failure("%s: this version does not have it (twinkle %d.%d)", a->command->name, TW_VERSION_MAJOR, TW_VERSION_MINOR); }
 
 #define OPTIONS(list) list, (int)COUNT(list)
@@ -2552,7 +2702,10 @@ static const command commands[] = {
     { "generate", "MODEL", 1, 1, "writes on from a prompt", OPTIONS(generate_options), run_generate,
       "Examples:\n  twinkle generate gpt2/ --prompt 'Once upon a time' --max-new-tokens 64 --sample --temperature 0.8\n"
       "  twinkle generate gpt2/ --ids 464,3290 --num-beams 4 --json\n" },
-    { "predict", "MODEL", 1, 1, "what the head is for (not in this version)", OPTIONS(predict_options), run_later, NULL },
+    { "predict", "MODEL", 1, 1, "what the head is for: labels, entities, masked words, an answer, an embedding, a text", OPTIONS(predict_options), run_predict,
+      "A --file has a text a line; a line of a .jsonl file is {\"text\": ..., \"text2\": ...}.  text2 is the other text of a pair, or what a\n"
+      "question in text is asked about.\n"
+      "Examples:\n  twinkle predict bert-sst2 --text 'A fine day.'\n  twinkle predict bert-base-uncased --text 'Paris is the [MASK] of France.' --json\n" },
     { "train", "CONFIG.json", 1, 1, "trains from one JSON file", NULL, 0, run_train,
       "Example of a CONFIG.json:\n"
       "  {\"model\": \"gpt2\", \"train_file\": \"mine.txt\", \"eval_file\": \"test.txt\", \"output_dir\": \"runs/mine\", \"max_steps\": 1000,\n"
