@@ -28,7 +28,7 @@ ends 2 nonsense
 ends 0 --help
 says 'generate'
 for c in info tokenize forward generate predict train eval convert bench pull start; do ends 0 $c --help; done
-for c in info tokenize forward generate train eval convert bench pull; do ends 2 $c; done
+for c in info tokenize forward generate predict train eval convert bench pull; do ends 2 $c; done
 ends 2 info a b
 ends 2 info a --nonsense
 ends 2 info a --threads 0
