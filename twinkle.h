@@ -500,6 +500,13 @@ TWDEF tw_tensor *tw_cross_entropy(tw_tensor *logits, const tw_tensor *labels, fl
 /* The same of logits = hidden weight^T, which are never held whole: hidden [..., C], weight [V, C]. */
 TWDEF tw_tensor *tw_linear_cross_entropy(tw_tensor *hidden, tw_tensor *weight, const tw_tensor *labels, float label_smoothing);
 TWDEF tw_tensor *tw_bce_with_logits(tw_tensor *logits, tw_tensor *target);                         /* mean of binary cross-entropies */
+/* Many labels at once: mean over the rows of log(1 + sum e^s of the wrong) + log(1 + sum e^-s of the right); logits [..., n], labels
+   I32 of that shape, nonzero is right (Su et al. 2022; what GlobalPointer learns by). */
+TWDEF tw_tensor *tw_multilabel_cross_entropy(tw_tensor *logits, const tw_tensor *labels);
+/* A conditional random field: mean over the rows of -log p(tags).  emissions [B, T, C], transitions [C, C] from row to column, tags
+   I32 [B, T]; a token with tag -100, or where mask (I32 [B, T] or NULL) is 0, is not in the sequence. */
+TWDEF tw_tensor *tw_crf_loss(tw_tensor *emissions, tw_tensor *transitions, const tw_tensor *tags, const tw_tensor *mask);
+TWDEF tw_tensor *tw_crf_decode(tw_tensor *emissions, tw_tensor *transitions, const tw_tensor *mask);    /* the likeliest tags, I32 [B, T]; -100 where the mask is 0 */
 
 /* Gradient checkpointing (Chen et al. 2016): runs fn now without keeping anything inside it, and again in the
    backward pass.  fn must make one tensor from the inputs, and use no other tensor of the step that wants a gradient. */
@@ -4171,7 +4178,8 @@ TWDEF tw_tensor *tw_reshape(tw_tensor *t, tw_shape shape) {
     X(SELECT, select) X(CROSS_ENTROPY, cross_entropy)                           \
     X(LINEAR_CROSS_ENTROPY, linear_cross_entropy) X(BCE, bce)                   \
     X(CHECKPOINT, checkpoint) X(CONV2D, conv2d) X(MAX_POOL2D, max_pool2d)       \
-    X(AVG_POOL2D, avg_pool2d) X(BATCH_NORM, batch_norm)
+    X(AVG_POOL2D, avg_pool2d) X(BATCH_NORM, batch_norm)                         \
+    X(MULTILABEL, multilabel) X(CRF, crf)
 
 typedef enum twi_operation {
 #define TWI_X(id, name) TWI_OP_##id,
@@ -5879,6 +5887,245 @@ static void twi_bce_backward(twi_node *node, float *dy) {
     if (slot.data && twi_computes(logits->tw))
         for (i = 0; i < n; i++) slot.data[i] = (slot.accumulate ? slot.data[i] : 0.0f) - scale * twi_f32(logits)[i];
     twi_close_slot(&slot);
+}
+
+/* -- many labels at once, without a threshold to tune (Su et al. 2022, "ZLPR") -------------------------------------
+   A row's loss is log(1 + sum e^s of the wrong) + log(1 + sum e^-s of the right): it falls as long as a right score is below 0
+   or a wrong one above, whatever their numbers are.  Each sum is a softmax's over its scores and a 0. */
+typedef struct twi_multilabel_sum { float top, sum; } twi_multilabel_sum;      /* sum of exp(score - top), the 0 among them */
+
+static void twi_multilabel_sums(const float *x, const int32_t *label, int64_t n, twi_multilabel_sum sums[2]) {
+    double total[2];
+    int64_t i;
+    int k;
+    sums[0].top = sums[1].top = 0;
+    for (i = 0; i < n; i++) {
+        float s = label[i] ? -x[i] : x[i];
+        if (s > sums[label[i] != 0].top) sums[label[i] != 0].top = s;
+    }
+    for (k = 0; k < 2; k++) total[k] = (double)twb_exp1(-sums[k].top);
+    for (i = 0; i < n; i++) {
+        float s = (label[i] ? -x[i] : x[i]) - sums[label[i] != 0].top;
+        if (s > -104) total[label[i] != 0] += (double)twb_exp1(s);     /* below that exp is 0: half of a GlobalPointer's spans */
+    }
+    for (k = 0; k < 2; k++) sums[k].sum = (float)total[k];
+}
+TWDEF tw_tensor *tw_multilabel_cross_entropy(tw_tensor *logits, const tw_tensor *labels) {
+    tw_tensor *y;
+    float *losses;
+    int64_t row, rows, n;
+    logits = twi_row_operand(logits, "multilabel cross-entropy");
+    if (!logits || !twi_is_i32(labels, logits->tw, "multilabel cross-entropy")) return NULL;
+    rows = twi_rows(logits);
+    n = twi_columns(logits);
+    if (tw_count(labels) != tw_count(logits) || rows == 0) {
+        twi_fail(logits->tw, TW_E_SHAPE, "multilabel cross-entropy: labels %s do not fit logits %s", TWI_SHAPE(labels), TWI_SHAPE(logits));
+        return NULL;
+    }
+    y = twi_new(logits->tw, TW_F32, 0, NULL);
+    losses = (float *)twi_step_alloc(logits->tw, (size_t)rows, sizeof(float));
+    if (!y || !losses) return NULL;
+    for (row = 0; twi_computes(logits->tw) && row < rows; row++) {
+        twi_multilabel_sum sums[2];
+        twi_multilabel_sums(twi_f32(logits) + row * n, (const int32_t *)labels->data + row * n, n, sums);
+        losses[row] = sums[0].top + twb_log1(sums[0].sum) + sums[1].top + twb_log1(sums[1].sum);
+    }
+    twi_mean_loss(logits->tw, losses, rows, rows, twi_f32(y));
+    return twi_note(TWI_OP_MULTILABEL, y, &logits, 1, &labels, sizeof labels);
+}
+static void twi_multilabel_backward(twi_node *node, float *dy) {
+    tw_tensor *logits = node->input[0];
+    const int32_t *label = (const int32_t *)(*(const tw_tensor **)node->saved)->data;
+    int64_t rows = twi_rows(logits), n = twi_columns(logits), row, i;
+    twi_slot slot = twi_open_slot(logits);
+    for (row = 0; slot.data && twi_computes(logits->tw) && row < rows; row++) {
+        const float *x = twi_f32(logits) + row * n;
+        float *d = slot.data + row * n, scale = *dy / (float)rows;
+        twi_multilabel_sum sums[2];
+        twi_multilabel_sums(x, label, n, sums);
+        for (i = 0; i < n; i++, label++) {
+            const twi_multilabel_sum *of = &sums[*label != 0];
+            float s = (*label ? -x[i] : x[i]) - of->top, g = s > -104 ? scale * (twb_exp1(s) / of->sum) : 0.0f;
+            if (*label) g = -g;
+            d[i] = slot.accumulate ? d[i] + g : g;
+        }
+    }
+    twi_close_slot(&slot);
+}
+
+/* -- conditional random field over a sequence of tags (Lafferty, McCallum, Pereira 2001) ----------------------------
+   The score of tags y_0 ... y_n is sum e[t, y_t] + sum A[y_t-1, y_t], and log p = score - log Z.  With
+       alpha_t[j] = e[t, j] + log sum_i exp(alpha_t-1[i] + A[i, j])        all beginnings that end in tag j at t
+       beta_t[i]  = log sum_j exp(A[i, j] + e[t + 1, j] + beta_t+1[j])     all endings behind tag i at t
+   log Z is the log-sum-exp of the last alpha, and exp(alpha + beta - log Z) is how likely each tag is where: the gradient of -log p
+   is that minus what was wanted.  Tokens that the mask hides, or whose tag is -100, are not in the sequence. */
+typedef struct twi_crf_saved { const tw_tensor *tags, *mask; } twi_crf_saved;
+
+/* The tokens of row b that are in the sequence; returns how many. */
+static int64_t twi_crf_tokens(const tw_tensor *tags, const tw_tensor *mask, int64_t b, int64_t length, int32_t *at) {
+    int64_t t, n = 0;
+    for (t = 0; t < length; t++) {
+        if (mask && !((const int32_t *)mask->data)[b * length + t]) continue;
+        if (tags && ((const int32_t *)tags->data)[b * length + t] == TWI_IGNORED) continue;
+        at[n++] = (int32_t)t;
+    }
+    return n;
+}
+/* log sum exp of x[i] + y[i step] */
+static float twi_crf_sum(int64_t n, const float *x, const float *y, int64_t step) {
+    float top = x[0] + y[0], s;
+    double sum = 0;
+    int64_t i;
+    for (i = 1; i < n; i++) { s = x[i] + y[i * step]; if (s > top) top = s; }
+    for (i = 0; i < n; i++) sum += (double)twb_exp1(x[i] + y[i * step] - top);
+    return top + twb_log1((float)sum);
+}
+/* alpha [n, C] of a row's tokens, and log Z; zeros: C of them */
+static float twi_crf_forward(const float *e, const float *a, const int32_t *at, int64_t n, int64_t c, const float *zeros, float *alpha) {
+    int64_t k, j;
+    memcpy(alpha, e + at[0] * c, (size_t)c * sizeof *e);
+    for (k = 1; k < n; k++) for (j = 0; j < c; j++) alpha[k * c + j] = e[at[k] * c + j] + twi_crf_sum(c, alpha + (k - 1) * c, a + j, c);
+    return twi_crf_sum(c, alpha + (n - 1) * c, zeros, 1);
+}
+static bool twi_crf_fits(const tw_tensor *emissions, const tw_tensor *transitions, const tw_tensor *tags, const tw_tensor *mask) {
+    tw_context *tw = emissions->tw;
+    int64_t i, n = twi_rows(emissions);
+    if (!twi_is_f32(transitions, "crf") || (tags && !twi_is_i32(tags, tw, "crf")) || (mask && !twi_is_i32(mask, tw, "crf"))) return false;
+    if (emissions->rank != 3 || n == 0 || !tw_is_contiguous(transitions) || transitions->rank != 2 || transitions->shape[0] != emissions->shape[2] ||
+        transitions->shape[1] != emissions->shape[2] || (tags && tw_count(tags) != n) || (mask && tw_count(mask) != n)) {
+        twi_fail(tw, TW_E_SHAPE, "crf: emissions %s, transitions %s, tags %s and mask %s do not fit", TWI_SHAPE(emissions), TWI_SHAPE(transitions),
+                 tags ? TWI_SHAPE(tags) : "-", mask ? TWI_SHAPE(mask) : "-");
+        return false;
+    }
+    for (i = 0; tags && twi_computes(tw) && i < n; i++) {
+        int32_t tag = ((const int32_t *)tags->data)[i];
+        if (tag == TWI_IGNORED || (mask && !((const int32_t *)mask->data)[i]) || (tag >= 0 && tag < emissions->shape[2])) continue;
+        twi_fail(tw, TW_E_RANGE, "label: %ld at place %lld is not in 0 ... %lld", (long)tag, (long long)i, (long long)emissions->shape[2] - 1);
+        return false;
+    }
+    return true;
+}
+TWDEF tw_tensor *tw_crf_loss(tw_tensor *emissions, tw_tensor *transitions, const tw_tensor *tags, const tw_tensor *mask) {
+    tw_tensor *y, *inputs[2];
+    twi_crf_saved saved;
+    float *losses, *alpha, *zeros;
+    int32_t *at;
+    int64_t b, batch, length, c, k;
+    emissions = twi_row_operand(emissions, "crf");
+    if (!emissions || !transitions || !tags || !twi_crf_fits(emissions, transitions, tags, mask)) return NULL;
+    batch = emissions->shape[0]; length = emissions->shape[1]; c = emissions->shape[2];
+    y = twi_new(emissions->tw, TW_F32, 0, NULL);
+    losses = (float *)twi_step_alloc(emissions->tw, (size_t)batch, sizeof(float));
+    alpha = (float *)twi_step_alloc(emissions->tw, (size_t)(length * c), sizeof(float));
+    zeros = (float *)twi_step_alloc(emissions->tw, (size_t)c, sizeof(float));
+    at = (int32_t *)twi_step_alloc(emissions->tw, (size_t)length, sizeof *at);
+    if (!y || !losses || !alpha || !zeros || !at) return NULL;
+    for (b = 0; twi_computes(emissions->tw) && b < batch; b++) {
+        const float *e = twi_f32(emissions) + b * length * c, *a = twi_f32(transitions);
+        const int32_t *tag = (const int32_t *)tags->data + b * length;
+        int64_t n = twi_crf_tokens(tags, mask, b, length, at);
+        double score = 0;
+        for (k = 0; k < c; k++) zeros[k] = 0;
+        for (k = 0; k < n; k++) score += (double)e[at[k] * c + tag[at[k]]] + (k ? (double)a[tag[at[k - 1]] * c + tag[at[k]]] : 0.0);
+        losses[b] = n ? (float)((double)twi_crf_forward(e, a, at, n, c, zeros, alpha) - score) : 0.0f;
+    }
+    twi_mean_loss(emissions->tw, losses, batch, batch, twi_f32(y));
+    twi_step_free(emissions->tw, at, (size_t)length, sizeof *at);
+    twi_step_free(emissions->tw, zeros, (size_t)c, sizeof(float));
+    twi_step_free(emissions->tw, alpha, (size_t)(length * c), sizeof(float));
+    twi_step_free(emissions->tw, losses, (size_t)batch, sizeof(float));
+    saved.tags = tags;
+    saved.mask = mask;
+    inputs[0] = emissions;
+    inputs[1] = transitions;
+    return twi_note(TWI_OP_CRF, y, inputs, 2, &saved, sizeof saved);
+}
+/* One row's part of the gradients, times scale; beta: room for 2 C */
+static void twi_crf_row_backward(const float *e, const float *a, const int32_t *tag, const int32_t *at, int64_t n, int64_t c, float log_z, const float *alpha, float *beta,
+                                 float scale, float *de, float *da) {
+    float *later = beta + c;                                        /* e[t + 1, j] + beta_t+1[j] */
+    int64_t k, i, j;
+    for (k = n - 1; k >= 0; k--) {
+        if (k == n - 1) for (i = 0; i < c; i++) beta[i] = 0;
+        else {
+            for (j = 0; j < c; j++) later[j] = e[at[k + 1] * c + j] + beta[j];
+            for (i = 0; da && i < c; i++)
+                for (j = 0; j < c; j++) {
+                    float wanted = i == tag[at[k]] && j == tag[at[k + 1]] ? 1.0f : 0.0f;
+                    da[i * c + j] += scale * (twb_exp1(alpha[k * c + i] + a[i * c + j] + later[j] - log_z) - wanted);
+                }
+            for (i = 0; i < c; i++) beta[i] = twi_crf_sum(c, a + i * c, later, 1);
+        }
+        for (j = 0; de && j < c; j++) de[at[k] * c + j] += scale * (twb_exp1(alpha[k * c + j] + beta[j] - log_z) - (j == tag[at[k]] ? 1.0f : 0.0f));
+    }
+}
+static void twi_crf_backward(twi_node *node, float *dy) {
+    const twi_crf_saved *saved = (const twi_crf_saved *)node->saved;
+    tw_tensor *emissions = node->input[0], *transitions = node->input[1];
+    tw_context *tw = emissions->tw;
+    int64_t batch = emissions->shape[0], length = emissions->shape[1], c = emissions->shape[2], b, k;
+    float *alpha = (float *)twi_step_alloc(tw, (size_t)(length * c), sizeof(float)), *beta = (float *)twi_step_alloc(tw, (size_t)(3 * c), sizeof(float));
+    int32_t *at = (int32_t *)twi_step_alloc(tw, (size_t)length, sizeof *at);
+    twi_slot de = twi_open_slot(emissions), da = twi_open_slot(transitions);
+    if (!alpha || !beta || !at) return;
+    if (twi_computes(tw)) {
+        if (de.data && !de.accumulate) twb_fill(&tw->cpu, (ptrdiff_t)tw_count(emissions), 0, de.data);
+        if (da.data && !da.accumulate) twb_fill(&tw->cpu, (ptrdiff_t)tw_count(transitions), 0, da.data);
+        for (k = 0; k < c; k++) beta[2 * c + k] = 0;
+        for (b = 0; b < batch; b++) {
+            const float *e = twi_f32(emissions) + b * length * c, *a = twi_f32(transitions);
+            int64_t n = twi_crf_tokens(saved->tags, saved->mask, b, length, at);
+            float log_z = n ? twi_crf_forward(e, a, at, n, c, beta + 2 * c, alpha) : 0.0f;
+            twi_crf_row_backward(e, a, (const int32_t *)saved->tags->data + b * length, at, n, c, log_z, alpha, beta, *dy / (float)batch,
+                                 de.data ? de.data + b * length * c : NULL, da.data);
+        }
+    }
+    twi_close_slot(&de);
+    twi_close_slot(&da);
+    twi_step_free(tw, at, (size_t)length, sizeof *at);
+    twi_step_free(tw, beta, (size_t)(3 * c), sizeof(float));
+    twi_step_free(tw, alpha, (size_t)(length * c), sizeof(float));
+}
+/* The likeliest tags (Viterbi 1967): alpha with a maximum instead of the sum, and for each where it came from. */
+TWDEF tw_tensor *tw_crf_decode(tw_tensor *emissions, tw_tensor *transitions, const tw_tensor *mask) {
+    tw_tensor *tags;
+    float *best;
+    int32_t *at, *from;
+    int64_t b, batch, length, c, i, j, k;
+    emissions = twi_row_operand(emissions, "crf");
+    if (!emissions || !transitions || !twi_crf_fits(emissions, transitions, NULL, mask)) return NULL;
+    batch = emissions->shape[0]; length = emissions->shape[1]; c = emissions->shape[2];
+    tags = twi_new(emissions->tw, TW_I32, 2, emissions->shape);
+    best = (float *)twi_step_alloc(emissions->tw, (size_t)(2 * c), sizeof(float));
+    from = (int32_t *)twi_step_alloc(emissions->tw, (size_t)(length * c), sizeof *from);
+    at = (int32_t *)twi_step_alloc(emissions->tw, (size_t)length, sizeof *at);
+    if (!tags || !best || !from || !at) return NULL;
+    for (b = 0; twi_computes(emissions->tw) && b < batch; b++) {
+        const float *e = twi_f32(emissions) + b * length * c, *a = twi_f32(transitions);
+        int32_t *tag = (int32_t *)tags->data + b * length, last = 0;
+        int64_t n = twi_crf_tokens(NULL, mask, b, length, at);
+        float *now = best, *next = best + c, *swap;
+        for (k = 0; k < length; k++) tag[k] = TWI_IGNORED;
+        if (n) memcpy(now, e + at[0] * c, (size_t)c * sizeof *e);
+        for (k = 1; k < n; k++) {
+            for (j = 0; j < c; j++) {
+                int64_t top = 0;
+                for (i = 1; i < c; i++) if (now[i] + a[i * c + j] > now[top] + a[top * c + j]) top = i;
+                from[k * c + j] = (int32_t)top;
+                next[j] = now[top] + a[top * c + j] + e[at[k] * c + j];
+            }
+            swap = now; now = next; next = swap;
+        }
+        for (j = 1; n && j < c; j++) if (now[j] > now[last]) last = (int32_t)j;
+        for (k = n - 1; k >= 0; k--) {
+            tag[at[k]] = last;
+            if (k) last = from[k * c + last];
+        }
+    }
+    twi_step_free(emissions->tw, at, (size_t)length, sizeof *at);
+    twi_step_free(emissions->tw, from, (size_t)(length * c), sizeof *from);
+    twi_step_free(emissions->tw, best, (size_t)(2 * c), sizeof(float));
+    return tags;
 }
 
 /* -- gradient checkpointing ------------------------------------------------------------------------------------------------- */
@@ -7709,6 +7956,17 @@ static bool twi_bert_head_init(tw_model *m, tw_bert *g, float eps) {
         return tw_linear_init(m, &g->dense, "classifier.dense", g->width, g->width, true) && tw_linear_init(m, &g->head, "classifier.out_proj", g->width, labels, true);
     case TWI_HEAD_TOKEN: return tw_linear_init(m, &g->head, "classifier", g->width, labels, true);
     case TWI_HEAD_QA: return tw_linear_init(m, &g->head, "qa_outputs", g->width, 2, true);
+    case TWI_HEAD_POOLED: return tw_linear_init(m, &g->head, "out_layer", g->width, labels, true);
+    case TWI_HEAD_TAGS: return tw_linear_init(m, &g->head, "final_dense", g->width, labels, true);
+    case TWI_HEAD_CRF:
+        g->transitions = tw_linear_init(m, &g->head, "final_dense", g->width, labels, true) ? tw_add_parameter(m, "crf_layer.trans", tw_shape2(labels, labels)) : NULL;
+        if (!m->from_file) tw_fill_uniform(g->transitions, -0.1f, 0.1f);
+        return g->transitions != NULL;
+    case TWI_HEAD_POINTER:
+        if (!twi_config_value(m, "inner_dim")) twi_fail(m->region.tw, TW_E_CONFIG, "config: there is no inner_dim, the width of GlobalPointer's q and k");
+        g->inner = twi_config_int(m, "inner_dim", 64, 2, 1 << 16);
+        if (g->inner % 2 != 0) twi_fail(m->region.tw, TW_E_CONFIG, "config: inner_dim %lld is odd, and rotary positions turn pairs", (long long)g->inner);
+        return !tw_failed(m->region.tw) && tw_linear_init(m, &g->head, "gp.dense", g->width, 2 * labels * g->inner, true);
     default: return !tw_failed(m->region.tw);
     }
 }
@@ -7827,9 +8085,109 @@ static bool twi_bert_words(const tw_bert *g, tw_tensor *h, tw_tensor *labels, co
     return !labels || pass->last_token_only || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing));
 }
 
-static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+/* FlagAI's mask: tokens with id 0 are padding, whatever attention_mask says of them. */
+static tw_tensor *twi_bert_real_tokens(const tw_tensor *ids, const tw_tensor *mask) {
+    tw_tensor *real = twi_new(ids->tw, TW_I32, 2, ids->shape);
+    int64_t i, n = tw_count(ids);
+    if (real && twi_computes(ids->tw))
+        for (i = 0; i < n; i++) ((int32_t *)real->data)[i] = ((const int32_t *)ids->data)[i] > 0 && (!mask || ((const int32_t *)mask->data)[i] != 0);
+    return real;
+}
+
+/* UniLM (Dong et al. 2019): the source's tokens (type 0) see the source, the target's see the source and the target up to
+   themselves.  [B, T, past + T]; what is in the cache was all of the source and a beginning of the target. */
+static tw_tensor *twi_unilm_mask(tw_model *m, const tw_tensor *types, int64_t past) {
+    int64_t shape[3], b, i, j;
+    tw_tensor *mask;
+    shape[0] = types->shape[0]; shape[1] = types->shape[1]; shape[2] = past + types->shape[1];
+    mask = twi_new(types->tw, TW_I32, 3, shape);
+    if (!mask || !twi_computes(types->tw)) return mask;
+    for (b = 0; b < shape[0]; b++) {
+        const int32_t *type = (const int32_t *)types->data + b * shape[1];
+        for (i = 0; i < shape[1]; i++) {
+            int32_t *sees = (int32_t *)mask->data + (b * shape[1] + i) * shape[2];
+            if (past && !type[i]) { twi_fail(m->region.tw, TW_E_ARGUMENT, "forward: all of the source must be read in one pass"); return NULL; }
+            for (j = 0; j < shape[2]; j++) sees[j] = type[i] ? j <= past + i : !type[j];
+        }
+    }
+    return mask;
+}
+
+/* The mean of -log p of the target's tokens, each asked for where the one before it stands; a 0 is padding and costs nothing, but it
+   counts where its type is 1.  labels [B, T], or [B, T - 1] when they begin with the second token already. */
+static tw_tensor *twi_unilm_loss(tw_model *m, tw_tensor *logits, const tw_tensor *labels, const tw_tensor *types, float smoothing) {
+    tw_tensor *shifted = twi_new(types->tw, TW_I32, 2, types->shape), *loss;
+    int64_t b, t, rows = types->shape[0], length = types->shape[1], columns = tw_count(labels) / rows, wanted = 0, costly = 0;
+    if (!shifted || !twi_is_i32(labels, types->tw, "labels")) return NULL;
+    if (tw_count(labels) % rows != 0 || (columns != length && columns != length - 1)) {
+        twi_fail(m->region.tw, TW_E_SHAPE, "labels: %s do not fit input_ids %s", TWI_SHAPE(labels), TWI_SHAPE(types));
+        return NULL;
+    }
+    for (b = 0; twi_computes(types->tw) && b < rows; b++)
+        for (t = 0; t < length; t++) {
+            bool target = t + 1 < length && ((const int32_t *)types->data)[b * length + t + 1] != 0;
+            int32_t label = target ? ((const int32_t *)labels->data)[b * columns + t + (columns == length)] : TWI_IGNORED;
+            if (label == 0) label = TWI_IGNORED;
+            wanted += target;
+            costly += label != TWI_IGNORED;
+            ((int32_t *)shifted->data)[b * length + t] = label;
+        }
+    loss = tw_cross_entropy(logits, shifted, smoothing);
+    return wanted == costly ? loss : tw_scale(loss, (float)costly / (float)wanted);
+}
+
+/* GlobalPointer (Su et al. 2022): for each kind of entity and each pair of tokens, how much that span is one: q_start k_end / sqrt(d)
+   with rotary positions.  [B, kinds, T, T]; spans that end before they begin, or in padding, get -1e12 / sqrt(d) (both: twice
+   that). */
+static tw_tensor *twi_global_pointer(const tw_bert *g, tw_tensor *h, const tw_tensor *ids) {
+    static const int order[] = { 0, 2, 1, 3 };
+    tw_context *tw = h->tw;
+    int64_t batch = h->shape[0], length = h->shape[1], b, i, j;
+    float scale = 1.0f / sqrtf((float)g->inner);
+    tw_tensor *qk = tw_linear_forward(&g->head, h), *q, *k, *seen, *hidden, *positions = twi_positions(ids, 0);
+    qk = qk && positions ? tw_rope(tw_reshape(qk, tw_shape4(batch, length, 2 * g->labels, g->inner)), positions, g->inner, true, 10000) : NULL;
+    if (!qk) return NULL;
+    qk = tw_reshape(qk, tw_shape4(batch, length, g->labels, 2 * g->inner));
+    q = tw_permute(tw_slice(qk, 3, 0, g->inner), order);
+    k = tw_permute(tw_slice(qk, 3, g->inner, g->inner), order);
+    seen = tw_ids(tw, tw_shape4(batch, 1, length, length), NULL);
+    hidden = tw_tensor_from(tw, tw_shape4(batch, 1, length, length), NULL);
+    if (!q || !k || !seen || !hidden) return NULL;
+    for (b = 0; twi_computes(tw) && b < batch; b++)
+        for (i = 0; i < length; i++) for (j = 0; j < length; j++) {
+            int64_t at = (b * length + i) * length + j;
+            int out = (((const int32_t *)ids->data)[b * length + j] <= 0) + (j < i);
+            ((int32_t *)seen->data)[at] = out == 0;
+            twi_f32(hidden)[at] = -1e12f * (float)out * scale;
+        }
+    return tw_where(seen, tw_scale(tw_matmul(q, tw_transpose(k, 2, 3)), scale), hidden);
+}
+
+/* labels as whole numbers: what a float file says with 0.0 and 1.0 */
+static tw_tensor *twi_whole_labels(tw_tensor *labels) {
+    tw_tensor *whole;
+    int64_t i, n = tw_count(labels);
+    if (labels->dtype == TW_I32) return labels;
+    labels = tw_contiguous(labels);
+    whole = labels ? twi_new(labels->tw, TW_I32, labels->rank, labels->shape) : NULL;
+    if (whole && twi_computes(labels->tw)) for (i = 0; i < n; i++) ((int32_t *)whole->data)[i] = twi_f32(labels)[i] != 0;
+    return whole;
+}
+/* Labels [B, T] of tokens; those of padding do not count. */
+static tw_tensor *twi_real_labels(const tw_tensor *labels, const tw_tensor *real) {
+    tw_tensor *kept;
+    int64_t i, n = tw_count(real);
+    if (!twi_is_i32(labels, real->tw, "labels")) return NULL;
+    if (tw_count(labels) != n) { twi_fail(real->tw, TW_E_SHAPE, "labels: %s do not fit input_ids %s", TWI_SHAPE(labels), TWI_SHAPE(real)); return NULL; }
+    kept = twi_new(real->tw, TW_I32, real->rank, real->shape);
+    if (kept && twi_computes(real->tw))
+        for (i = 0; i < n; i++) ((int32_t *)kept->data)[i] = ((const int32_t *)real->data)[i] ? ((const int32_t *)labels->data)[i] : TWI_IGNORED;
+    return kept;
+}
+
+static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, const tw_tensor *types, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
     tw_bert *g = (tw_bert *)m->net;
-    tw_tensor *labels = tw_batch_get(in, "labels"), *first = NULL, *logits, *next, *given;
+    tw_tensor *labels = tw_batch_get(in, "labels"), *first = NULL, *logits, *next, *given, *real, *loss;
     int64_t choices;
     if (twi_bert_pools(g) || g->kind == TWI_HEAD_SEQUENCE) {
         first = tw_reshape(tw_slice(h, 1, 0, 1), tw_shape2(h->shape[0], h->shape[2]));
@@ -7837,7 +8195,9 @@ static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, cons
         if (!first) return false;
     }
     switch (g->kind) {
-    case TWI_HEAD_NONE: return twi_output(out, "last_hidden_state", h) && (!g->pooler.weight || twi_output(out, "pooler_output", first));
+    case TWI_HEAD_NONE:
+        if (g->flagai && !twi_output(out, "logits", h)) return false;
+        return twi_output(out, "last_hidden_state", h) && (!g->pooler.weight || twi_output(out, "pooler_output", first));
     case TWI_HEAD_MASKED: return twi_bert_words(g, h, labels, pass, out);
     case TWI_HEAD_LM: return (!labels || (labels = twi_shift_labels(labels)) != NULL) && twi_bert_words(g, h, labels, pass, out);
     case TWI_HEAD_PRETRAINING:
@@ -7845,7 +8205,9 @@ static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, cons
         logits = twi_bert_word_logits(g, h);
         first = tw_linear_forward(&g->relationship, first);
         if (!twi_output(out, "prediction_logits", logits) || !twi_output(out, "seq_relationship_logits", first)) return false;
-        return !labels || !next || twi_output(out, "loss", tw_add(tw_cross_entropy(first, next, 0), tw_cross_entropy(logits, labels, pass->label_smoothing)));
+        if (!labels || !next) return true;
+        loss = tw_cross_entropy(first, next, 0);                /* one after the other: the order of the tape is the order of sums */
+        return twi_output(out, "loss", tw_add(loss, tw_cross_entropy(logits, labels, pass->label_smoothing)));
     case TWI_HEAD_NEXT:
         logits = tw_linear_forward(&g->relationship, first);
         return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
@@ -7864,9 +8226,35 @@ static bool twi_bert_heads(tw_model *m, tw_tensor *h, const tw_tensor *ids, cons
         logits = tw_linear_forward(&g->head, tw_dropout(h, g->head_dropout));
         return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
     case TWI_HEAD_QA: return twi_question_head(tw_linear_forward(&g->head, h), in, out);
+    case TWI_HEAD_UNILM:
+        if (pass->last_token_only) h = tw_slice(h, 1, h->shape[1] - 1, 1);
+        logits = h ? twi_bert_word_logits(g, h) : NULL;
+        if (!twi_output(out, "logits", logits)) return false;
+        return !labels || pass->last_token_only || twi_output(out, "loss", twi_unilm_loss(m, logits, labels, types, pass->label_smoothing));
+    case TWI_HEAD_POOLED:
+        logits = tw_linear_forward(&g->head, first);
+        return twi_output(out, "logits", logits) && (!labels || twi_output(out, "loss", tw_cross_entropy(logits, labels, pass->label_smoothing)));
+    case TWI_HEAD_TAGS: case TWI_HEAD_CRF:
+        logits = tw_linear_forward(&g->head, h);
+        if (!twi_output(out, "logits", logits)) return false;
+        if (!labels) return true;
+        real = twi_bert_real_tokens(ids, NULL);
+        labels = real ? twi_real_labels(labels, real) : NULL;
+        if (!labels) return false;
+        return twi_output(out, "loss", g->kind == TWI_HEAD_TAGS ? tw_cross_entropy(logits, labels, pass->label_smoothing) : tw_crf_loss(logits, g->transitions, labels, real));
+    case TWI_HEAD_POINTER:
+        logits = twi_global_pointer(g, h, ids);
+        if (!twi_output(out, "logits", logits)) return false;
+        if (!labels) return true;
+        labels = twi_whole_labels(labels);
+        if (!labels || tw_count(labels) != tw_count(logits)) {
+            twi_fail(m->region.tw, TW_E_SHAPE, "labels: %s do not fit logits %s", TWI_SHAPE(tw_batch_get(in, "labels")), TWI_SHAPE(logits));
+            return false;
+        }
+        logits = tw_reshape(logits, tw_shape2(h->shape[0] * g->labels, -1));
+        return twi_output(out, "loss", tw_multilabel_cross_entropy(logits, tw_reshape(labels, tw_shape_of(logits))));
     default: break;
     }
-    (void)ids;
     return false;
 }
 
@@ -7885,7 +8273,9 @@ static bool twi_bert_forward(tw_model *m, const tw_batch *in, const tw_pass *pas
     memset(&how, 0, sizeof how);
     how.pass = pass;
     if (!twi_input_like(m, in, "position_ids", ids, &positions) || !twi_input_like(m, in, "token_type_ids", ids, &types)) return false;
+    if (!types && g->flagai && !twi_input_like(m, in, "segment_ids", ids, &types)) return false;
     if (!twi_key_mask(m, tw_batch_get(in, "attention_mask"), ids->shape[0], past + ids->shape[1], &how.key_mask)) return false;
+    if (g->flagai && past == 0 && !twi_key_mask(m, twi_bert_real_tokens(ids, how.key_mask), ids->shape[0], ids->shape[1], &how.key_mask)) return false;
     inputs[1] = tw_batch_get(in, "encoder_hidden_states");
     if (inputs[1] && (inputs[1]->rank != 3 || inputs[1]->shape[0] != ids->shape[0] || inputs[1]->shape[2] != g->width)) {
         twi_fail(tw, TW_E_SHAPE, "forward: encoder_hidden_states of shape %s are not [%lld, T, %lld]", TWI_SHAPE(inputs[1]), (long long)ids->shape[0], (long long)g->width);
@@ -7895,6 +8285,7 @@ static bool twi_bert_forward(tw_model *m, const tw_batch *in, const tw_pass *pas
     if (!positions) positions = g->roberta ? twi_roberta_positions(ids, g->pad, past) : twi_positions(ids, past);
     if (!types) types = tw_ids(tw, tw_shape_of(ids), NULL);      /* zeros */
     if (!positions || !types) return false;
+    if (g->kind == TWI_HEAD_UNILM && (how.mask = twi_unilm_mask(m, types, past)) == NULL) return false;
 
     x = tw_add(tw_add(tw_embedding_forward(&g->words, ids), tw_embedding_forward(&g->types, types)), tw_embedding_forward(&g->positions, positions));
     x = twi_stream_begin(&stream, tw_dropout(tw_layer_norm_forward(&g->norm, x), g->hidden_dropout), pass->hidden_states);
@@ -7906,7 +8297,7 @@ static bool twi_bert_forward(tw_model *m, const tw_batch *in, const tw_pass *pas
                                                          : tw_bert_block_forward(&how, inputs));
         if (!x || (pass->hidden_states && !twi_numbered_output(out, "hidden_states", i + 1, x))) return false;
     }
-    if (!twi_bert_heads(m, x, ids, in, pass, out)) return false;
+    if (!twi_bert_heads(m, x, ids, types, in, pass, out)) return false;
     if (pass->cache) pass->cache->length += ids->shape[1];
     return true;
 }
@@ -7926,11 +8317,21 @@ static bool twi_bert_decoder(const tw_model *m, twi_decoder *d) {
     d->vocab = g->vocab;
     d->positions = g->max_positions - (g->roberta ? g->pad + 1 : 0);
     d->eos = g->roberta ? 2 : -1;
-    return g->kind == TWI_HEAD_LM && g->causal;
+    d->whole_prompt = g->kind == TWI_HEAD_UNILM;
+    return (g->kind == TWI_HEAD_LM && g->causal) || g->kind == TWI_HEAD_UNILM;
 }
 
-/* A generation reads its tokens and nothing else. */
-static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in) { return tw_batch_set(in, "input_ids", twi_reading_ids(m, r)); }
+/* To UniLM the prompt is the source, and what is written the target. */
+static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in) {
+    const tw_bert *g = (const tw_bert *)m->net;
+    tw_tensor *ids = twi_reading_ids(m, r), *types;
+    int64_t i, n = tw_count(ids);
+    if (!tw_batch_set(in, "input_ids", ids)) return false;
+    if (g->kind != TWI_HEAD_UNILM) return true;
+    types = tw_ids(m->region.tw, tw_shape_of(ids), NULL);
+    for (i = 0; types && i < n; i++) ((int32_t *)types->data)[i] = r->first + i % r->count >= r->prompt;
+    return tw_batch_set(in, "token_type_ids", types);
+}
 
 /* -- GLM (Du et al. 2022), as FlagAI has it ------------------------------------------------------------------------------
    A context with blanks is read in both directions, and what belongs into a blank is written causally behind it.  Every token
@@ -8756,6 +9157,17 @@ static const twi_model_class twi_model_classes[] = {           /* without class 
     TWI_BERT_CLASSES("Bert", &twi_bert_type, "LMHeadModel"),
     { "BertForPreTraining",         &twi_bert_type, TWI_HEAD_PRETRAINING, "pretraining" },
     { "BertForNextSentencePrediction", &twi_bert_type, TWI_HEAD_NEXT,  "next-sentence-prediction" },
+    { "BertForSeq2seq",             &twi_flagai_bert_type, TWI_HEAD_UNILM, "seq2seq" },            /* FlagAI's */
+    { "BertForSeq2seq",             &twi_flagai_bert_type, TWI_HEAD_UNILM, "title-generation" },
+    { "BertForMaskLM",              &twi_flagai_bert_type, TWI_HEAD_MASKED, "masklm" },
+    { "BertForClsClassifier",       &twi_flagai_bert_type, TWI_HEAD_POOLED, "semantic-matching" },
+    { "BertForSequenceLabeling",    &twi_flagai_bert_type, TWI_HEAD_TAGS, "sequence-labeling" },
+    { "BertForSequenceLabeling",    &twi_flagai_bert_type, TWI_HEAD_TAGS, "ner" },
+    { "BertForSequenceLabelingCRF", &twi_flagai_bert_type, TWI_HEAD_CRF, "ner-crf" },
+    { "BertForSequenceLabelingCRF", &twi_flagai_bert_type, TWI_HEAD_CRF, "sequence-labeling-crf" },
+    { "BertForSequenceLabelingGP",  &twi_flagai_bert_type, TWI_HEAD_POINTER, "ner-gp" },
+    { "BertForSequenceLabelingGP",  &twi_flagai_bert_type, TWI_HEAD_POINTER, "sequence-labeling-gp" },
+    { "BertForEmbedding",           &twi_flagai_bert_type, TWI_HEAD_NONE, "sentence-embedding" },
     TWI_BERT_CLASSES("Roberta", &twi_roberta_type, "ForCausalLM"),
     TWI_BERT_CLASSES("XLMRoberta", &twi_xlm_roberta_type, "ForCausalLM"),
     { "T5ForConditionalGeneration",   &twi_t5_type,  TWI_HEAD_LM,       "lm" },
@@ -17647,6 +18059,35 @@ TWDEF bool tw_load(tw_model *model, const char *name, const char *output_dir) { 
 
 /* -- planning ----------------------------------------------------------------------------------------------------------
    A second context of the same making runs the model with its arithmetic switched off and reads the counters. */
+/* What a head wants beside input_ids [B, T] to have a loss. */
+static void twi_plan_labels(tw_model *m, tw_batch *batch, tw_tensor *ids) {
+    tw_context *tw = m->region.tw;
+    int64_t rows = ids->shape[0], length = ids->shape[1], labels = twi_config_value(m, "class_num") ? twi_config_int(m, "class_num", 2, 1, 1 << 24) : twi_config_labels(m);
+    tw_tensor *row_each = tw_ids(tw, tw_shape1(rows), NULL);
+    const char *problem = tw_json_string(twi_config_value(m, "problem_type"), "");
+    switch (twi_head_of(m)) {
+    case TWI_HEAD_SEQUENCE: case TWI_HEAD_POOLED:
+        if (labels > 1 && strcmp(problem, "regression") != 0 && strcmp(problem, "multi_label_classification") != 0) tw_batch_set(batch, "labels", row_each);
+        else tw_batch_set(batch, "labels", tw_tensor_from(tw, tw_shape2(rows, labels), NULL));
+        break;
+    case TWI_HEAD_NEXT: tw_batch_set(batch, "labels", row_each); break;
+    case TWI_HEAD_CHOICE:                                       /* the batch's rows are one text's choices */
+        tw_batch_set(batch, "input_ids", tw_reshape(ids, tw_shape3(1, rows, length)));
+        tw_batch_set(batch, "labels", tw_ids(tw, tw_shape1(1), NULL));
+        break;
+    case TWI_HEAD_QA:
+        tw_batch_set(batch, "start_positions", row_each);
+        tw_batch_set(batch, "end_positions", row_each);
+        break;
+    case TWI_HEAD_PRETRAINING:
+        tw_batch_set(batch, "next_sentence_label", row_each);
+        tw_batch_set(batch, "labels", ids);
+        break;
+    case TWI_HEAD_POINTER: tw_batch_set(batch, "labels", tw_ids(tw, tw_shape4(rows, labels, length, length), NULL)); break;
+    default: tw_batch_set(batch, "labels", ids);
+    }
+}
+
 TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_plan_desc *how) {
     tw_plan plan;
     tw_plan_desc d;
@@ -17677,9 +18118,7 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
         plan.parameters = tw_num_parameters(m, false);
         tw_batch_set(&batch, "decoder_input_ids", ids);            /* read by an encoder-decoder only */
         if (d.training) {
-            tw_batch_set(&batch, "labels", twi_head_of(m) == TWI_HEAD_SEQUENCE ? tw_ids(dry, tw_shape1(d.batch), NULL) : ids);
-            tw_batch_set(&batch, "start_positions", tw_ids(dry, tw_shape1(d.batch), NULL));
-            tw_batch_set(&batch, "end_positions", tw_ids(dry, tw_shape1(d.batch), NULL));
+            twi_plan_labels(m, &batch, ids);
             tw_gradient_checkpointing(m, d.gradient_checkpointing);
             tw_set_optimizer(m, "adamw", NULL);
             tw_forward_backward(m, &batch, NULL);

@@ -196,6 +196,19 @@ static const int32_t some_labels[] = { 3, -100, 0, 6, 2, -100, 1, 5 };
 static tw_tensor *do_cross_entropy(tw_tensor *const *p) { return tw_cross_entropy(p[0], tw_ids(tw, tw_shape2(2, 4), some_labels), 0.1f); }
 static tw_tensor *do_head_loss(tw_tensor *const *p) { return tw_linear_cross_entropy(p[0], p[1], tw_ids(tw, tw_shape2(2, 4), some_labels), 0.1f); }
 static tw_tensor *do_bce(tw_tensor *const *p) { return tw_bce_with_logits(p[0], p[1]); }
+static tw_tensor *do_multilabel(tw_tensor *const *p) {
+    static const int32_t right[] = { 1, 0, 0, 1, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0,  1, 1, 1, 1, 1, 1, 1 };
+    return tw_multilabel_cross_entropy(p[0], tw_ids(tw, tw_shape2(3, 7), right));
+}
+static tw_tensor *do_crf(tw_tensor *const *p) {                 /* a whole row, one with a hole and an end, an empty one, a single token */
+    static const int32_t tags[] = { 2, 0, 0, 1, 2,  1, -100, 2, 2, 0,  7, 7, 7, 7, 7,  0, 1, -100, 2, -100 };
+    static const int32_t mask[] = { 1, 1, 1, 1, 1,  1, 1, 1, 0, 0,  0, 0, 0, 0, 0,  0, 0, 1, 1, 1 };
+    return tw_crf_loss(p[0], p[1], tw_ids(tw, tw_shape2(4, 5), tags), tw_ids(tw, tw_shape2(4, 5), mask));
+}
+static tw_tensor *do_crf_plain(tw_tensor *const *p) {
+    static const int32_t tags[] = { 2, 0, 0, 1, 2, 1 };
+    return tw_crf_loss(tw_mul(p[0], p[0]), p[1], tw_ids(tw, tw_shape2(2, 3), tags), NULL);
+}
 static tw_tensor *do_mse(tw_tensor *const *p) { return tw_mse_loss(p[0], p[1]); }
 static tw_tensor *do_conv(tw_tensor *const *p) { return tw_conv2d_op(p[0], p[1], p[2], 2, 1, 1, 1); }
 static tw_tensor *do_conv_groups(tw_tensor *const *p) { return tw_conv2d_op(p[0], p[1], NULL, 1, 2, 2, 2); }
@@ -314,6 +327,9 @@ int main(void) {
         OK(tw_matmul(a, b) == NULL && strstr(tw_error(tw), "matmul") && tw_add(NULL, a) == NULL && tw_error_code(tw) == TW_E_SHAPE);
         tw_clear_error(tw);
     }
+    { tw_tensor *p[2]; p[0] = param(tw_shape2(3, 7), -2, 2); check("multilabel", do_multilabel, p, 1, 2e-3);
+      p[0] = param(tw_shape3(4, 5, 3), -2, 2); p[1] = param(tw_shape2(3, 3), -1, 1); check("crf", do_crf, p, 2, 2e-3);
+      p[0] = param(tw_shape3(2, 3, 3), 0.5f, 1.5f); check("crf of a formula", do_crf_plain, p, 2, 2e-3); }
     for (op = 0; op < tw_operation_count(); op++) CHECK(seen[op], "no case reaches %s", tw_operation_name(op));
     tw_destroy(tw);
     return check_done();
