@@ -37,12 +37,13 @@
        [twb:02] one text, four kernel sets
        [twb:03] elementary functions
        [twb:04] matrix product
-       [twb:05] a language model's head and its cross-entropy in one
-       [twb:06] rows
-       [twb:07] attention
-       [twb:08] convolution, pooling, batch norm
-       [twb:09] optimizers
-       [twb:10] conversions and random numbers
+       [twb:05] quantized weights
+       [twb:06] a language model's head and its cross-entropy in one
+       [twb:07] rows
+       [twb:08] attention
+       [twb:09] convolution, pooling, batch norm
+       [twb:10] optimizers
+       [twb:11] conversions and random numbers
 
    Licence: public domain or MIT-0, at your choice; see the end of twinkle.h. */
 #ifndef TWINKLE_BLAS_H
@@ -86,6 +87,7 @@ typedef struct twb_cpu {
     void  (*parallel_for)(void *user, int count, void (*task)(void *arg, int index), void *arg);
     void   *parallel_user;
     twb_team *team;             /* threads that stand ready (twb_with_team), or NULL */
+    bool    vnni;               /* AVX-512: the processor has AVX512_VNNI too; false is always right */
 } twb_cpu;
 
 TWBDEF twb_cpu     twb_cpu_default(void);             /* the best kernel set, every core (OpenMP) or one thread */
@@ -100,8 +102,8 @@ TWBDEF void twb_parallel(const twb_cpu *cpu, int count, void (*task)(void *arg, 
    calling thread.  Without OpenMP, or with parallel_for, it just runs. */
 TWBDEF void twb_with_team(const twb_cpu *cpu, void (*body)(void *arg, const twb_cpu *cpu), void *arg);
 
-/* Element types of weights.  All arithmetic is done in f32. */
-typedef enum twb_type { TWB_F32 = 0, TWB_F16 = 1, TWB_BF16 = 2 } twb_type;
+/* Element types of weights.  All arithmetic is done in f32, but for the blocks of whole numbers: see [twb:05]. */
+typedef enum twb_type { TWB_F32 = 0, TWB_F16 = 1, TWB_BF16 = 2, TWB_Q8_0 = 3, TWB_Q4_0 = 4 } twb_type;
 
 /* Activation functions, as an epilogue of a product or over an array. */
 typedef enum twb_activation {
@@ -211,7 +213,53 @@ TWBDEF void   twb_pack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, 
 /* The plain loops that define twb_gemm(): the same bits, slowly, for every argument. */
 TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
 
-/* ---- [twb:05] a language model's head and its cross-entropy in one ---------------------------
+/* ---- [twb:05] quantized weights --------------------------------------------------------------
+   A weight [n,k] (a row for each output) as small whole numbers: 32 neighbours along k, a block, share a
+   scale d, an f16.  Decoding reads every weight once a token, so a quarter or a seventh of the bytes is
+   up to four or seven times the speed.
+
+       TWB_Q8_0   34 bytes: d, then 32 int8           w = d q,        q in [-127, 127]
+       TWB_Q4_0   18 bytes: d, then 16 bytes          w = d (q - 8),  q in [0, 15]; byte i holds q[i] in its
+                                                      lower and q[i + 16] in its upper half
+
+   These are the blocks of llama.cpp's files, byte for byte, little-endian; a row whose k is no multiple of 32
+   ends in a block filled up with zeros.
+
+   In products the rows of A are quantized too, on the fly, and what is multiplied are whole numbers:
+
+       for each block of 32 k:  d_a = max|a| / 127,  q_a = round(a / d_a), ties to even
+           s = sum over the block of q_a q                    (exact)
+           p = fma(s, d d_a, p)
+       c = alpha p + beta C[i][j], and the epilogue, as in [twb:04]
+
+   One fixed order again: the same bits on every kernel set, for every m, n and number of threads.  A block of A whose
+   numbers are all below 1e-30 counts as zeros; one with NaN or infinity makes its row NaN. */
+TWBDEF size_t twb_quant_row_bytes(twb_type type, ptrdiff_t k);                          /* bytes of a row of blocks */
+/* Rows of floats [rows,k] to rows of blocks and back.  False: a number is NaN, infinite or too large for an f16 scale
+   (300000 is not too large).  q8_0: d = max|w| / 127, halves rounded away from zero.  q4_0: the scale with the least
+   squared error of the candidates in twb_quantize_q4. */
+TWBDEF bool   twb_quantize(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t k, const float *x, ptrdiff_t ldx, void *blocks);
+TWBDEF void   twb_dequantize(twb_type type, ptrdiff_t rows, ptrdiff_t k, const void *blocks, float *y, ptrdiff_t ldy);
+
+/* The products read panels of 16 rows; these are made once, of blocks or straight of floats, and take the blocks' place.
+   b is F32, F16 or BF16, [n,k] with trans_b, else [k,n]; packed has an even address.  False as above; a scale in `packed` is then NaN. */
+TWBDEF size_t twb_quant_packed_size(twb_type type, ptrdiff_t n, ptrdiff_t k);           /* bytes */
+TWBDEF void   twb_quant_pack(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, const void *blocks, void *packed);
+TWBDEF bool   twb_quantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, twb_type b_type, bool trans_b,
+                                  const void *b, ptrdiff_t ldb, void *packed);
+TWBDEF bool   twb_quant_finite(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed);        /* no scale is NaN or infinite */
+TWBDEF void   twb_quant_unpack_row(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed, ptrdiff_t row, void *blocks);
+/* y[i] = row ids[i] as floats; ids NULL: rows 0, 1, ... */
+TWBDEF void   twb_quant_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *packed,
+                                  float *y, ptrdiff_t ldy);
+
+/* As twb_gemm(), with b packed panels, b_type TWB_Q8_0 or TWB_Q4_0, A not transposed, and no batch. */
+TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args);
+TWBDEF void   twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch);
+/* The plain loops that define it. */
+TWBDEF void   twb_ref_quant_gemm(const twb_gemm_args *args);
+
+/* ---- [twb:06] a language model's head and its cross-entropy in one ---------------------------
    logits = hidden weight^T, [rows, vocab], are never held whole: at 1024 rows of GPT-2 they and their
    gradient would be 412 MB.  Without gradients, the vocabulary is walked in chunks with a running
    maximum and sum.  With gradients, blocks of rows are taken whose logits fit TWB_LOGITS_BUDGET, and for
@@ -240,7 +288,7 @@ TWBDEF void   twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cros
    `row` has room for vocab doubles. */
 TWBDEF void   twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *args, double *row);
 
-/* ---- [twb:06] rows: softmax, norms, embedding, cross-entropy ---------------------------------
+/* ---- [twb:07] rows: softmax, norms, embedding, cross-entropy ---------------------------------
    x, y and their gradients are [rows, cols] with leading dimensions; y may be x, dx may be dy. */
 
 /* y = exp(x - max) / sum;  dx (+)= y (dy - sum(y dy)). */
@@ -293,7 +341,7 @@ TWBDEF void twb_cross_entropy(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t clas
                               const int32_t *labels, int32_t ignore_index, float label_smoothing, float *losses,
                               float *dlogits, ptrdiff_t ld_d, float scale);
 
-/* ---- [twb:07] attention ----------------------------------------------------------------------
+/* ---- [twb:08] attention ----------------------------------------------------------------------
    out[i] = sum_j p_ij v_j,   p_ij = softmax over the visible j of (scale q_i . k_j + bias_ij)
 
    by tiles, with a running maximum and sum for each row (FlashAttention; Dao, Fu, Ermon, Rudra, Re 2022):
@@ -350,7 +398,7 @@ TWBDEF void twb_rope(const twb_cpu *cpu, ptrdiff_t batch, ptrdiff_t tokens, ptrd
                      ptrdiff_t rotary_dim, bool interleaved, const int32_t *positions, float theta, float *x,
                      ptrdiff_t x_batch, ptrdiff_t x_token, ptrdiff_t x_head, bool inverse);
 
-/* ---- [twb:08] convolution, pooling, batch norm -----------------------------------------------
+/* ---- [twb:09] convolution, pooling, batch norm -----------------------------------------------
    Images are [batch, channels, height, width], dense, as in PyTorch. */
 typedef struct twb_conv2d_args {
     ptrdiff_t batch, in_channels, height, width, out_channels;
@@ -411,7 +459,7 @@ TWBDEF void twb_batch_norm(const twb_cpu *cpu, const twb_batch_norm_args *args, 
 TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_args *args, const float *x,
                                     const float *dy, float *dx, bool accumulate_dx, float *dweight, float *dbias);
 
-/* ---- [twb:09] optimizers ---------------------------------------------------------------------
+/* ---- [twb:10] optimizers ---------------------------------------------------------------------
    One pass over memory: parameters, gradients and state are read once and written once; scaling the gradient (clipping)
    and
    zeroing it ride along.  p parameters, g gradients, [n] each. */
@@ -441,7 +489,7 @@ typedef struct twb_lion_args { float lr, beta1, beta2, weight_decay, grad_scale;
 /* Lion (Chen et al. 2023): p = p (1 - lr weight_decay) - lr sign(m + (1-beta1)(g - m));  m = m + (1-beta2)(g - m). */
 TWBDEF void twb_lion(const twb_cpu *cpu, ptrdiff_t n, float *p, float *g, float *m, const twb_lion_args *args);
 
-/* ---- [twb:10] conversions and random numbers -------------------------------------------------- */
+/* ---- [twb:11] conversions and random numbers -------------------------------------------------- */
 
 /* dst[i] = src[i] in another type, rounded to nearest, ties to even.  The arrays do not overlap, unless they are the
    same and the types have one size. */
@@ -857,7 +905,124 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
 /* Packing weights: a task is 64 panels, over all of k. */
 typedef struct twb_pack_job { twb_type type; bool trans; ptrdiff_t n, k, ldb; const void *b; void *packed; twb_queue queue; } twb_pack_job;
 
-/* ==== [twb:05] head and cross-entropy =========================================================
+/* ==== [twb:05] quantized weights ==============================================================
+
+   THE PANEL.  Sixteen rows of blocks are laid so that a kernel reads one unbroken stream, block after block of k:
+
+       q8_0, 544 bytes                              q4_0, 288 bytes
+       +-----------------------------------+        +-----------------------------------+
+       | 16 scales, f16                    |        | 16 scales, f16                    |
+       +-----------------------------------+        +-----------------------------------+
+       | k 0..3 of row 0 | k 0..3 of row 1 ...|     | k 0..3 (low half) and 16..19 (high) of row 0 | row 1 ...
+       | k 4..7 of row 0 | ...                |     | k 4..7 and 20..23 of row 0 | ...
+         ... 8 times 64 bytes                         ... 4 times 64 bytes
+
+   A lane of 32 bits holds four k's of one row; the kernel broadcasts the same four k's of A and multiplies byte by
+   byte, sixteen columns of C at once.  It is the file's block with its groups of four bytes moved, so a block costs the
+   same bytes in both, and packing is copying.
+
+   MULTIPLYING BYTES.  x86 multiplies unsigned by signed bytes and adds pairs in 16 bits, with saturation (vpmaddubsw):
+   255 x 127 twice would be cut off.  So for q8_0 the weight gives its sign to A, |w| sign(w) a: at most 2 x 128 x 127 =
+   32512 < 32768, never saturated.  A 4-bit weight is taken as 0 ... 15 and needs no sign: a block's sixteen products in a
+   lane stay within 16 x 15 x 127 = 30480, so they are added in 16 bits, half the work of q8_0, and 8 times the sum of
+   the block of A is subtracted at the end.  VNNI (vpdpbusd) adds four products in 32 bits: w + 128 is unsigned, and 128 times
+   A's sum is subtracted. */
+enum {
+    TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
+    TWB_QUANT_ROWS = 4,             /* rows of A in a tile: 4 x 16 sums in 8 of AVX2's 16 registers, beside them weights, |weights|, A, a product */
+    TWB_QUANT_A_BYTES = 128 << 10   /* of A's rows that a task goes over for each panel: a quarter of an L2 */
+};
+
+static TWB_UNUSED ptrdiff_t twb_quant_block_bytes(twb_type type) { return type == TWB_Q8_0 ? 34 : 18; }
+static TWB_UNUSED ptrdiff_t twb_quant_blocks(ptrdiff_t k) { return (k + TWB_QUANT_BLOCK - 1) / TWB_QUANT_BLOCK; }
+/* where block `block` of panel `panel` begins */
+static TWB_UNUSED ptrdiff_t twb_quant_at(twb_type type, ptrdiff_t k, ptrdiff_t panel, ptrdiff_t block) {
+    return (panel * twb_quant_blocks(k) + block) * TWB_PANEL * twb_quant_block_bytes(type);
+}
+
+/* One block from f32, q8_0: d = max|x| / 127, q = x / d rounded half away from zero.  What cannot be quantized
+   gets the scale NaN. */
+static TWB_UNUSED void twb_quantize_q8(const float *x, unsigned char *block) {
+    float top = 0, d, inverse, bad = 0;
+    uint16_t half;
+    int i;
+    for (i = 0; i < TWB_QUANT_BLOCK; i++) {
+        float magnitude = fabsf(x[i]);
+        top = magnitude > top ? magnitude : top;
+        bad += x[i] - x[i];                               /* NaN where x is NaN or infinite */
+    }
+    d = top / 127.0f;
+    half = twb_f32_to_f16(d);
+    if (!(bad >= 0) || (half & 0x7C00u) == 0x7C00u) { half = 0x7E00u; d = 0; }
+    inverse = d > 0 ? 1.0f / d : 0.0f;
+    if (!(inverse <= 3.40282347e38f)) inverse = 0;        /* a scale below any f16 */
+    block[0] = (unsigned char)(half & 0xFFu);
+    block[1] = (unsigned char)(half >> 8);
+    for (i = 0; i < TWB_QUANT_BLOCK; i++) {
+        float scaled = inverse > 0 ? fabsf(x[i]) * inverse : 0.0f, whole = (float)(int)scaled;
+        int q = (int)whole + (scaled - whole >= 0.5f ? 1 : 0);
+        block[2 + i] = (unsigned char)(x[i] < 0 ? -q : q);
+    }
+}
+
+static TWB_UNUSED float twb_quant_scale(const unsigned char *block) {
+    return twb_f16_to_f32((uint16_t)(block[0] | (unsigned)block[1] << 8));
+}
+/* number i of a block, without its scale */
+static TWB_UNUSED int twb_quant_value(twb_type type, const unsigned char *block, int i) {
+    if (type == TWB_Q8_0) return block[2 + i] < 128 ? block[2 + i] : block[2 + i] - 256;
+    return (i < 16 ? block[2 + i] & 15 : block[2 + i - 16] >> 4) - 8;
+}
+
+/* Blocks of column j (at number j % 16 of its panel) out of packed panels and into them: groups of four bytes move. */
+static TWB_UNUSED void twb_quant_take(twb_type type, const unsigned char *panel, ptrdiff_t column, unsigned char *block) {
+    ptrdiff_t g, groups = type == TWB_Q8_0 ? 8 : 4;
+    uint16_t half;
+    memcpy(&half, panel + 2 * column, sizeof half);
+    block[0] = (unsigned char)(half & 0xFFu);
+    block[1] = (unsigned char)(half >> 8);
+    for (g = 0; g < groups; g++) memcpy(block + 2 + 4 * g, panel + 32 + 64 * g + 4 * column, 4);
+}
+static TWB_UNUSED void twb_quant_give(twb_type type, const unsigned char *block, ptrdiff_t column, unsigned char *panel) {
+    ptrdiff_t g, groups = type == TWB_Q8_0 ? 8 : 4;
+    uint16_t half = (uint16_t)(block[0] | (unsigned)block[1] << 8);
+    memcpy(panel + 2 * column, &half, sizeof half);
+    for (g = 0; g < groups; g++) memcpy(panel + 32 + 64 * g + 4 * column, block + 2 + 4 * g, 4);
+}
+
+/* Making panels: a task is one of them.  From blocks, or from floats of b_type. */
+typedef struct twb_quant_pack_job {
+    twb_type type, b_type;
+    bool trans_b;
+    ptrdiff_t n, k, ldb;
+    const void *b;
+    const unsigned char *blocks;
+    unsigned char *packed;
+    twb_queue queue;
+} twb_quant_pack_job;
+
+/* A product: the rows of A quantized, then tasks of rows x columns. */
+typedef struct twb_quant_job {
+    const twb_gemm_args *args;
+    bool vnni;
+    ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
+    signed char *q;                 /* [m][32 blocks] */
+    float *d;                       /* [m][blocks] */
+    int32_t *sum;                   /* [m][blocks]: of each block's q */
+    twb_queue queue;
+} twb_quant_job;
+
+/* looking rows up: a task is one row */
+typedef struct twb_quant_rows_job {
+    twb_type type;
+    ptrdiff_t dim, ldy;
+    const int32_t *ids;
+    const unsigned char *packed;
+    float *y;
+    twb_queue queue;
+} twb_quant_rows_job;
+
+/* ==== [twb:06] head and cross-entropy =========================================================
 
    log p[v] = x[v] - max - log(sum of exp(x - max)): subtracting the maximum first keeps exp in range, and
    a running pair (max, sum) over chunks is rescaled by exp(old max - new max) where the maximum grows
@@ -1092,7 +1257,7 @@ static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *l
     for (j = 0; j < classes; j++) loss -= log(p[j]) * (smoothing / (double)classes + (j == label ? 1 - smoothing : 0));
     return loss;
 }
-/* ==== [twb:07] attention ======================================================================
+/* ==== [twb:08] attention ======================================================================
 
    For one head, with T = tq = tk:   S = scale Q K^T,  P = softmax of S by rows,  O = P V.
 
@@ -1273,6 +1438,13 @@ TWBDEF twb_cpu twb_cpu_default(void) {
     memset(&cpu, 0, sizeof cpu);
     for (isa = TWB_ISA_COUNT - 1; isa > 0 && !twb_isa_available((twb_isa)isa); isa--) continue;
     cpu.isa = (twb_isa)isa;
+#if TWB_X86
+    if (cpu.isa == TWB_ISA_AVX512) {
+        unsigned r[4];
+        twb_cpuid(7, 0, r);
+        cpu.vnni = r[2] >> 11 & 1u;
+    }
+#endif
 #ifdef _OPENMP
     cpu.threads = omp_get_max_threads();
 #else
@@ -1473,7 +1645,175 @@ TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
             twb_gemm_epilogue_plain(g->epilogue, g->c + item * g->stride_c, g->ldc, item * g->stride_c, 0, 0, g->m, g->n);
 }
 
-/* ---- [twb:05] head and cross-entropy: the call ----------------------------------------------- */
+/* ---- [twb:05] quantized weights: the calls ---------------------------------------------------- */
+
+TWBDEF size_t twb_quant_row_bytes(twb_type type, ptrdiff_t k) { return (size_t)(twb_quant_blocks(k) * twb_quant_block_bytes(type)); }
+
+TWBDEF bool twb_quantize(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t k, const float *x, ptrdiff_t ldx, void *blocks) {
+    unsigned char *to = (unsigned char *)blocks;
+    bool good = true;
+    ptrdiff_t r, b;
+    for (r = 0; r < rows; r++)
+        for (b = 0; b < k; b += TWB_QUANT_BLOCK, to += twb_quant_block_bytes(type)) {
+            float piece[TWB_QUANT_BLOCK] = {0};
+            memcpy(piece, x + r * ldx + b, (size_t)twb_min_size(k - b, TWB_QUANT_BLOCK) * sizeof *piece);
+            TWB_PICK(cpu->isa, twb_quantize_block)(type, piece, to);
+            if (twb_quant_scale(to) != twb_quant_scale(to)) good = false;
+        }
+    return good;
+}
+
+TWBDEF void twb_dequantize(twb_type type, ptrdiff_t rows, ptrdiff_t k, const void *blocks, float *y, ptrdiff_t ldy) {
+    const unsigned char *from = (const unsigned char *)blocks;
+    ptrdiff_t r, b, i;
+    for (r = 0; r < rows; r++)
+        for (b = 0; b < k; b += TWB_QUANT_BLOCK, from += twb_quant_block_bytes(type)) {
+            const float d = twb_quant_scale(from);
+            for (i = b; i < b + TWB_QUANT_BLOCK && i < k; i++) y[r * ldy + i] = d * (float)twb_quant_value(type, from, (int)(i - b));
+        }
+}
+
+TWBDEF size_t twb_quant_packed_size(twb_type type, ptrdiff_t n, ptrdiff_t k) {
+    return (size_t)twb_ceil_div(n, TWB_PANEL) * TWB_PANEL * twb_quant_row_bytes(type, k);
+}
+
+static void twb_quant_make_panels(const twb_cpu *cpu, twb_quant_pack_job *job) {
+    job->queue.count = twb_ceil_div(job->n, TWB_PANEL);
+    job->queue.workers = cpu->threads > 1 && job->n * job->k > 65536 ? (int)twb_min_size(cpu->threads, job->queue.count) : 1;
+    twb_parallel(cpu, job->queue.workers, TWB_PICK(cpu->isa, twb_quant_pack_worker), job);
+}
+TWBDEF void twb_quant_pack(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, const void *blocks, void *packed) {
+    twb_quant_pack_job job;
+    memset(&job, 0, sizeof job);
+    job.type = type; job.n = n; job.k = k;
+    job.blocks = (const unsigned char *)blocks; job.packed = (unsigned char *)packed;
+    twb_quant_make_panels(cpu, &job);
+}
+TWBDEF bool twb_quantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, twb_type b_type, bool trans_b,
+                                const void *b, ptrdiff_t ldb, void *packed) {
+    twb_quant_pack_job job;
+    memset(&job, 0, sizeof job);
+    job.type = type; job.n = n; job.k = k;
+    job.b_type = b_type; job.trans_b = trans_b; job.b = b; job.ldb = ldb; job.packed = (unsigned char *)packed;
+    twb_quant_make_panels(cpu, &job);
+    return twb_quant_finite(type, n, k, packed);
+}
+TWBDEF bool twb_quant_finite(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed) {
+    ptrdiff_t panel, b, c;
+    for (panel = 0; panel < twb_ceil_div(n, TWB_PANEL); panel++)
+        for (b = 0; b < twb_quant_blocks(k); b++)
+            for (c = 0; c < TWB_PANEL; c++) {
+                uint16_t half;
+                memcpy(&half, (const char *)packed + twb_quant_at(type, k, panel, b) + 2 * c, sizeof half);
+                if ((half & 0x7C00u) == 0x7C00u) return false;
+            }
+    return true;
+}
+TWBDEF void twb_quant_unpack_row(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed, ptrdiff_t row, void *blocks) {
+    ptrdiff_t b;
+    (void)n;
+    for (b = 0; b < twb_quant_blocks(k); b++)
+        twb_quant_take(type, (const unsigned char *)packed + twb_quant_at(type, k, row / TWB_PANEL, b), row % TWB_PANEL,
+                       (unsigned char *)blocks + b * twb_quant_block_bytes(type));
+}
+
+static void twb_quant_lookup(void *arg, int worker) {
+    twb_quant_rows_job *job = (twb_quant_rows_job *)arg;
+    ptrdiff_t task = -1, b;
+    while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
+        const ptrdiff_t row = job->ids ? job->ids[task] : task;
+        float *y = job->y + task * job->ldy;
+        for (b = 0; b < twb_quant_blocks(job->dim); b++) {
+            unsigned char block[34];
+            twb_quant_take(job->type, job->packed + twb_quant_at(job->type, job->dim, row / TWB_PANEL, b), row % TWB_PANEL, block);
+            twb_dequantize(job->type, 1, twb_min_size(job->dim - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK), block, y + b * TWB_QUANT_BLOCK, 0);
+        }
+    }
+}
+TWBDEF void twb_quant_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *packed,
+                                float *y, ptrdiff_t ldy) {
+    twb_quant_rows_job job;
+    memset(&job, 0, sizeof job);
+    job.type = type; job.dim = dim; job.ids = ids; job.packed = (const unsigned char *)packed; job.y = y; job.ldy = ldy;
+    job.queue.count = rows;
+    job.queue.workers = cpu->threads > 1 && rows * dim > 65536 ? (int)twb_min_size(cpu->threads, rows) : 1;
+    twb_parallel(cpu, job.queue.workers, twb_quant_lookup, &job);
+}
+
+/* Tasks: few enough rows that A's bytes stay in the L2 while the panels pass; then, for several workers, columns and
+   rows are halved until there are four tasks for each. */
+static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_quant_job *job) {
+    const double work = (double)g->m * (double)g->n * (double)g->k;
+    ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = twb_ceil_div(g->n, TWB_PANEL) * TWB_PANEL, most;
+    const int workers = cpu->threads > 1 && work > 1e6 ? cpu->threads : 1;
+    memset(job, 0, sizeof *job);
+    job->args = g;
+    job->vnni = cpu->vnni;
+    job->blocks = twb_quant_blocks(g->k);
+    most = twb_min_size(rows, twb_ceil_div(TWB_QUANT_A_BYTES, job->blocks * TWB_QUANT_BLOCK + 1) + 16);
+    rows = twb_ceil_div(rows, twb_ceil_div(rows, most));
+    if (workers > 1)
+        while (twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < 4 * (ptrdiff_t)workers) {
+            if (columns > 2 * TWB_PANEL) columns = twb_ceil_div(columns, 2 * TWB_PANEL) * TWB_PANEL;
+            else if (rows > 4 * TWB_QUANT_ROWS) rows = twb_ceil_div(rows, 2);
+            else break;
+        }
+    job->task_rows = rows;
+    job->task_columns = columns > 0 ? columns : (ptrdiff_t)TWB_PANEL;
+    job->row_tasks = twb_ceil_div(g->m, rows);
+    job->column_tasks = twb_ceil_div(g->n, job->task_columns);
+    job->queue.count = job->row_tasks * job->column_tasks;
+    job->queue.workers = (int)twb_min_size(workers, job->queue.count > 1 ? job->queue.count : 1);
+    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->sum) + 64;
+}
+TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
+    twb_quant_job job;
+    return twb_quant_plan(cpu, args, &job);
+}
+static void twb_quant_place(twb_quant_job *job, void *scratch) {
+    const size_t blocks = (size_t)job->args->m * (size_t)job->blocks;
+    job->d = twb_align64(scratch);
+    job->sum = (int32_t *)(void *)(job->d + blocks);
+    job->q = (signed char *)(job->sum + blocks);
+}
+TWBDEF void twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
+    twb_quant_job job, rows;
+    if (args->m <= 0 || args->n <= 0) return;
+    twb_quant_plan(cpu, args, &job);
+    twb_quant_place(&job, scratch);
+    rows = job;
+    rows.queue.next = 0;
+    rows.queue.count = twb_ceil_div(args->m, 16);
+    rows.queue.workers = (int)twb_min_size(job.queue.workers, rows.queue.count);
+    if (args->k > 0) twb_parallel(cpu, rows.queue.workers, TWB_PICK(cpu->isa, twb_quant_rows_worker), &rows);
+    twb_parallel(cpu, job.queue.workers, TWB_PICK(cpu->isa, twb_quant_worker), &job);
+}
+
+TWBDEF void twb_ref_quant_gemm(const twb_gemm_args *g) {
+    ptrdiff_t i, j, b, k;
+    for (i = 0; i < g->m; i++)
+        for (j = 0; j < g->n; j++) {
+            float *c = g->c + i * g->ldc + j, p = 0;
+            for (b = 0; b < twb_quant_blocks(g->k); b++) {
+                unsigned char block[34];
+                float top = 0, bad = 0;
+                int32_t s = 0;
+                twb_quant_take(g->b_type, (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / TWB_PANEL, b), j % TWB_PANEL, block);
+                for (k = b * TWB_QUANT_BLOCK; k < (b + 1) * TWB_QUANT_BLOCK && k < g->k; k++) {
+                    float a = g->a[i * g->lda + k];
+                    top = fabsf(a) > top ? fabsf(a) : top;
+                    bad += a - a;
+                }
+                for (k = b * TWB_QUANT_BLOCK; bad >= 0 && top >= 1e-30f && k < (b + 1) * TWB_QUANT_BLOCK && k < g->k; k++)
+                    s += (int32_t)rintf(g->a[i * g->lda + k] * (127.0f / top)) * twb_quant_value(g->b_type, block, (int)(k - b * TWB_QUANT_BLOCK));
+                p = fmaf((float)s, twb_quant_scale(block) * (bad >= 0 ? top >= 1e-30f ? top / 127.0f : 0.0f : bad), p);
+            }
+            *c = g->beta < 0 || g->beta > 0 ? fmaf(g->alpha, p, g->beta * *c) : g->alpha * p;
+        }
+    if (g->epilogue) twb_gemm_epilogue_plain(g->epilogue, g->c, g->ldc, 0, 0, 0, g->m, g->n);
+}
+
+/* ---- [twb:06] head and cross-entropy: the call ----------------------------------------------- */
 
 /* The three products' arguments, and how scratch is cut up; from the shape alone. */
 typedef struct twb_loss_plan {
@@ -1627,7 +1967,7 @@ TWBDEF void twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *ar
         }
     }
 }
-/* ---- [twb:06] rows: the calls, also of the chapters after it ------------------------------------------------------------------ */
+/* ---- [twb:07] rows: the calls, also of the chapters after it ------------------------------------------------------------------ */
 
 /* Work shorter than this is done by the caller's thread alone: waking another takes some microseconds. */
 #define TWB_THREAD_NANOSECONDS 50000.0
@@ -1939,7 +2279,7 @@ TWBDEF void twb_random_uniform(const twb_cpu *cpu, ptrdiff_t n, float *y, float 
 TWBDEF void twb_random_normal(const twb_cpu *cpu, ptrdiff_t n, float *y, float mean, float std, uint64_t seed) {
     twb_random_array(cpu, TWB_SPAN_normal, n, NULL, y, mean, std, seed, 0);
 }
-/* ---- [twb:07] attention: the calls ---------------------------------------------------------------------- */
+/* ---- [twb:08] attention: the calls ---------------------------------------------------------------------- */
 /* grads: NULL for the forward pass */
 static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *args, const twb_attention_grads *grads,
                                twb_attention_job *job) {
@@ -2012,7 +2352,7 @@ TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args 
     twb_attention_plan(cpu, args, grads, &job);
     twb_attention_run(cpu, &job, scratch);
 }
-/* ==== [twb:08] convolution, pooling, batch norm ===============================================
+/* ==== [twb:09] convolution, pooling, batch norm ===============================================
 
    A convolution is a matrix product in disguise.  Write the patch under the kernel at each place of the output as a
    column:
@@ -3587,7 +3927,366 @@ TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
 #undef TWB_ROWS
 #undef TWB_TILE_VECTORS
 
-/* ---- [twb:05] head and cross-entropy: a row of logits */
+/* ---- [twb:05] quantized weights: the kernels -------------------------------------------------- */
+
+/* Keeps the compiler from moving what is before behind it and so from holding more products than there are registers:
+   without it gcc makes all of a step's products first and spills the sums. */
+#if (TWB_PASS == TWB_PASS_AVX2) && (defined(__GNUC__) || defined(__clang__))
+#  define TWB_IN_ORDER(v) __asm__ volatile ("" : "+x"((v).a), "+x"((v).b))
+#elif (TWB_PASS == TWB_PASS_AVX512) && (defined(__GNUC__) || defined(__clang__))
+#  define TWB_IN_ORDER(v) __asm__ volatile ("" : "+v"(v))
+#else
+#  define TWB_IN_ORDER(v) ((void)0)
+#endif
+
+#define twb_bytes      TWB_NAME(twb_bytes)
+#define twb_put_bytes  TWB_NAME(twb_put_bytes)
+#define twb_qdot       TWB_NAME(twb_qdot)
+#define twb_qstart     TWB_NAME(twb_qstart)
+#define twb_qend       TWB_NAME(twb_qend)
+#define twb_qhalf      TWB_NAME(twb_qhalf)
+
+/* The sums of a block go through four steps, for each kernel set:
+   twb_bytes        64 bytes of a panel: four k's of each of sixteen columns
+   twb_qhalf        4-bit weights: the lower or the upper halves of all bytes
+   twb_qstart/qdot  acc += four products in each column; x points to the four k's of A
+   twb_qend         the sums as 32-bit integers, A's sum (`sum`) having been accounted for */
+#if TWB_PASS == TWB_PASS_PLAIN
+TWB_VFN twb_vi twb_bytes(const unsigned char *p) { twb_vi r; memcpy(r.u, p, sizeof r.u); return r; }
+TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
+    int j;
+    for (j = 0; j < 16; j++) w.u[j] = (w.u[j] >> (upper ? 4 : 0)) & 0x0F0F0F0Fu;
+    return w;
+}
+TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
+TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
+    signed char b[64];
+    int j;
+    (void)type; (void)vnni;
+    memcpy(b, w.u, sizeof b);
+    for (j = 0; j < 16; j++) acc.u[j] += (uint32_t)(b[4 * j] * x[0] + b[4 * j + 1] * x[1] + b[4 * j + 2] * x[2] + b[4 * j + 3] * x[3]);
+    return acc;
+}
+TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
+    (void)vnni;
+    return type == TWB_Q4_0 ? twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum))) : acc;
+}
+TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) { int j; for (j = 0; j < 16; j++) p[j] = (signed char)(int32_t)x.u[j]; }
+
+#elif TWB_PASS == TWB_PASS_NEON
+TWB_VFN twb_vi twb_bytes(const unsigned char *p) { twb_vi r; int j; for (j = 0; j < 4; j++) r.q[j] = vreinterpretq_u32_u8(vld1q_u8(p + 16 * j)); return r; }
+TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
+    int j;
+    for (j = 0; j < 4; j++) {
+        uint8x16_t b = vreinterpretq_u8_u32(w.q[j]);
+        w.q[j] = vreinterpretq_u32_u8(upper ? vshrq_n_u8(b, 4) : vandq_u8(b, vdupq_n_u8(15)));
+    }
+    return w;
+}
+TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
+TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
+    uint32_t four;
+    int8x8_t a;
+    int j;
+    (void)type; (void)vnni;
+    memcpy(&four, x, sizeof four);
+    a = vreinterpret_s8_u32(vdup_n_u32(four));
+    for (j = 0; j < 4; j++) {                             /* two products fit 16 bits: 2 x 128 x 127 < 32768 */
+        int8x16_t b = vreinterpretq_s8_u32(w.q[j]);
+        int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(b), a), vmull_s8(vget_high_s8(b), a));
+        acc.q[j] = vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(acc.q[j]), pairs));
+    }
+    return acc;
+}
+TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
+    (void)vnni;
+    return type == TWB_Q4_0 ? twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum))) : acc;
+}
+TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
+    int16x8_t a = vcombine_s16(vmovn_s32(vreinterpretq_s32_u32(x.q[0])), vmovn_s32(vreinterpretq_s32_u32(x.q[1])));
+    int16x8_t b = vcombine_s16(vmovn_s32(vreinterpretq_s32_u32(x.q[2])), vmovn_s32(vreinterpretq_s32_u32(x.q[3])));
+    vst1q_s8((int8_t *)p, vcombine_s8(vmovn_s16(a), vmovn_s16(b)));
+}
+
+#elif TWB_PASS == TWB_PASS_AVX2
+TWB_VFN twb_vi twb_bytes(const unsigned char *p) { twb_vi r; memcpy(&r.a, p, sizeof r.a); memcpy(&r.b, p + 32, sizeof r.b); return r; }
+TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
+    const __m256i low = _mm256_set1_epi8(15);
+    if (upper) { w.a = _mm256_srli_epi16(w.a, 4); w.b = _mm256_srli_epi16(w.b, 4); }
+    w.a = _mm256_and_si256(w.a, low);
+    w.b = _mm256_and_si256(w.b, low);
+    return w;
+}
+TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
+TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
+    int32_t four;
+    __m256i a;
+    (void)vnni;
+    memcpy(&four, x, sizeof four);
+    a = _mm256_set1_epi32(four);
+    if (type == TWB_Q8_0) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(a, w.a)), ones));
+        acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(a, w.b)), ones));
+    } else {
+        acc.a = _mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, a));
+        acc.b = _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, a));
+    }
+    return acc;
+}
+TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
+    (void)vnni;
+    if (type == TWB_Q4_0) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        acc.a = _mm256_madd_epi16(acc.a, ones);
+        acc.b = _mm256_madd_epi16(acc.b, ones);
+        acc = twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum)));
+    }
+    return acc;
+}
+TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8);
+    __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    memcpy(p, &bytes, sizeof bytes);
+}
+
+#else /* AVX-512 */
+TWB_VFN twb_vi twb_bytes(const unsigned char *p) { twb_vi r; memcpy(&r, p, sizeof r); return r; }
+TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
+    return _mm512_and_si512(upper ? _mm512_srli_epi16(w, 4) : w, _mm512_set1_epi8(15));
+}
+/* acc += u (unsigned bytes) times s (signed bytes), four in each lane: an instruction of AVX512_VNNI, written out because
+   this set's functions are compiled for processors without it too; it is run only where cpu->vnni says so. */
+#if defined(_MSC_VER) && !defined(__clang__)
+#  define TWB_DPBUSD(acc, u, s) ((acc) = _mm512_dpbusd_epi32((acc), (u), (s)))
+#else
+#  define TWB_DPBUSD(acc, u, s) __asm__ volatile ("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s))
+#endif
+TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) {
+    return twb_iset1(vnni ? (uint32_t)((type == TWB_Q8_0 ? -128 : -8) * sum) : 0u);
+}
+TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
+    int32_t four;
+    __m512i a;
+    memcpy(&four, x, sizeof four);
+    a = _mm512_set1_epi32(four);
+    if (vnni) {
+        if (type == TWB_Q8_0) w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+        TWB_DPBUSD(acc, w, a);
+    } else if (type == TWB_Q8_0) {                        /* there is no vpsignb of this width */
+        a = _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
+        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(w), a), _mm512_set1_epi16(1)));
+    } else acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, a));
+    return acc;
+}
+TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
+    if (vnni || type == TWB_Q8_0) return acc;
+    return _mm512_add_epi32(_mm512_madd_epi16(acc, _mm512_set1_epi16(1)), _mm512_set1_epi32(-8 * sum));
+}
+TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
+    __m128i bytes = _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, x);
+    memcpy(p, &bytes, sizeof bytes);
+}
+#endif
+
+/* The tile: R rows of A by one panel, over all of k; sums [R][16]. */
+TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const twb_type type, const bool vnni, const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) {
+    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK;
+    const signed char *x = job->q + i * row;
+    const float *d = job->d + i * blocks;
+    const int32_t *total = job->sum + i * blocks;
+    twb_v p[TWB_QUANT_ROWS];
+    ptrdiff_t b;
+    int g, r;
+    TWB_UNROLL
+    for (r = 0; r < R; r++) p[r] = twb_set1(0.0f);
+    for (b = 0; b < blocks; b++) {
+        twb_vi acc[TWB_QUANT_ROWS];
+        twb_v scale;
+        TWB_UNROLL
+        for (r = 0; r < R; r++) acc[r] = twb_qstart(type, vnni, total[r * blocks + b]);
+        TWB_UNROLL
+        for (g = 0; g < 8; g++) {                             /* 4-bit weights: k's 4h + 16 (g odd) lie in the upper halves */
+            const int h = type == TWB_Q8_0 ? g : g / 2, from = type == TWB_Q8_0 ? 4 * g : 4 * h + g % 2 * 16;
+            twb_vi w = twb_bytes(panel + 32 + 64 * h);
+            if (type == TWB_Q8_0 || g % 2 == 0) TWB_PREFETCH((const char *)panel + 2048 + 64 * h);
+            if (type == TWB_Q4_0) w = twb_qhalf(w, g % 2);
+            TWB_UNROLL
+            for (r = 0; r < R; r++) {
+                acc[r] = twb_qdot(type, vnni, acc[r], w, x + r * row + from);
+                TWB_IN_ORDER(acc[r]);
+            }
+        }
+        scale = twb_load_f16((const uint16_t *)(const void *)panel);
+        TWB_UNROLL
+        for (r = 0; r < R; r++)
+            p[r] = twb_fma(twb_tofloat(twb_qend(type, vnni, acc[r], total[r * blocks + b])), twb_mul(scale, twb_set1(d[r * blocks + b])), p[r]);
+        x += TWB_QUANT_BLOCK;
+        panel += type == TWB_Q8_0 ? 544 : 288;
+    }
+    TWB_UNROLL
+    for (r = 0; r < R; r++) twb_store(sums + r * 16, p[r]);
+}
+
+typedef void (*TWB_NAME(twb_quant_tile_fn))(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums);
+#define TWB_TILE(R, V, vnni) \
+    TWB_FN void TWB_NAME(twb_quant_tile_q8_##R##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { TWB_NAME(twb_quant_tile)(R, TWB_Q8_0, vnni, job, i, panel, sums); } \
+    TWB_FN void TWB_NAME(twb_quant_tile_q4_##R##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { TWB_NAME(twb_quant_tile)(R, TWB_Q4_0, vnni, job, i, panel, sums); }
+#define TWB_TILES(V) { { TWB_NAME(twb_quant_tile_q8_1##V), TWB_NAME(twb_quant_tile_q8_2##V), TWB_NAME(twb_quant_tile_q8_3##V), TWB_NAME(twb_quant_tile_q8_4##V) }, \
+                       { TWB_NAME(twb_quant_tile_q4_1##V), TWB_NAME(twb_quant_tile_q4_2##V), TWB_NAME(twb_quant_tile_q4_3##V), TWB_NAME(twb_quant_tile_q4_4##V) } }
+TWB_TILE(1, b, false) TWB_TILE(2, b, false) TWB_TILE(3, b, false) TWB_TILE(4, b, false)
+#if TWB_PASS == TWB_PASS_AVX512
+TWB_TILE(1, v, true) TWB_TILE(2, v, true) TWB_TILE(3, v, true) TWB_TILE(4, v, true)
+static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[2][2][TWB_QUANT_ROWS] = { TWB_TILES(b), TWB_TILES(v) };
+#else
+static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[1][2][TWB_QUANT_ROWS] = { TWB_TILES(b) };
+#endif
+#undef TWB_TILE
+#undef TWB_TILES
+
+TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
+    twb_quant_job *job = (twb_quant_job *)arg;
+    const twb_gemm_args *g = job->args;
+    const TWB_NAME(twb_quant_tile_fn) *tiles = TWB_NAME(twb_quant_tiles)[TWB_PASS == TWB_PASS_AVX512 && job->vnni ? 1 : 0][g->b_type == TWB_Q8_0 ? 0 : 1];
+    float sums[TWB_QUANT_ROWS * 16];
+    ptrdiff_t task = -1, i, j;
+    while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
+        const ptrdiff_t i0 = task / job->column_tasks * job->task_rows, i1 = twb_min_size(i0 + job->task_rows, g->m);
+        const ptrdiff_t j0 = task % job->column_tasks * job->task_columns, j1 = twb_min_size(j0 + job->task_columns, g->n);
+        for (j = j0; j < j1; j += 16) {
+            const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0);
+            ptrdiff_t left = twb_ceil_div(i1 - i0, TWB_QUANT_ROWS);
+            for (i = i0; i < i1; left--) {
+                const ptrdiff_t rows = twb_ceil_div(i1 - i, left);
+                tiles[rows - 1](job, i, panel, sums);
+                TWB_NAME(twb_skinny_store)(g, 0, sums, 16, i, rows, j, twb_min_size(16, j1 - j), true, true);
+                i += rows;
+            }
+        }
+    }
+}
+
+/* Rows of A to int8: a task is sixteen rows. */
+TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
+    twb_quant_job *job = (twb_quant_job *)arg;
+    const twb_gemm_args *g = job->args;
+    const ptrdiff_t row = job->blocks * TWB_QUANT_BLOCK;
+    ptrdiff_t task = -1, i, b;
+    while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count)
+        for (i = task * 16; i < twb_min_size(task * 16 + 16, g->m); i++)
+            for (b = 0; b < job->blocks; b++) {
+                const float *a = g->a + i * g->lda + b * TWB_QUANT_BLOCK;
+                const ptrdiff_t n = g->k - b * TWB_QUANT_BLOCK;
+                signed char *q = job->q + i * row + b * TWB_QUANT_BLOCK;
+                twb_v low = n >= 16 ? twb_load(a) : twb_loadn(a, (int)n), high;
+                float top, bad, d = 0;
+                int32_t sum = 0;
+                high = n >= 32 ? twb_load(a + 16) : n > 16 ? twb_loadn(a + 16, (int)(n - 16)) : twb_set1(0.0f);
+                top = twb_hmax(twb_max(twb_abs(low), twb_abs(high)));
+                bad = twb_hsum(twb_add(twb_sub(low, low), twb_sub(high, high)));           /* 0, or NaN: a number is not finite */
+                if (bad >= 0 && top >= 1e-30f) {
+                    const twb_v inverse = twb_set1(127.0f / top);
+                    twb_vi x = twb_toint(twb_mul(low, inverse)), y = twb_toint(twb_mul(high, inverse));
+                    twb_put_bytes(q, x);
+                    twb_put_bytes(q + 16, y);
+                    sum = (int32_t)twb_hsum(twb_tofloat(twb_iadd(x, y)));
+                    d = top / 127.0f;
+                } else {
+                    memset(q, 0, TWB_QUANT_BLOCK);
+                    d = bad;
+                }
+                job->d[i * job->blocks + b] = d;
+                job->sum[i * job->blocks + b] = sum;
+            }
+}
+
+/* One block from f32, q4_0.  The number farthest from zero, `top`, is put on one of a few places of the scale, -8 to 7;
+   the rest is rounded, and for these whole numbers the best scale is known: d = sum(x q) / sum(q q).  Of all places the one
+   is taken whose squared error is least.  The first is d = top / -8, which loses nothing of `top`. */
+TWB_FN void TWB_NAME(twb_quantize_q4)(const float *x, unsigned char *block) {
+    static const float places[12] = { -8, -8.4f, -7.6f, -7.2f, -6.8f, -6.4f, -6, 7.4f, 7, 6.6f, 6.2f, 5.8f };
+    const twb_v low = twb_load(x), high = twb_load(x + 16), least = twb_set1(-8.0f), most = twb_set1(7.0f);
+    float bad = twb_hsum(twb_add(twb_sub(low, low), twb_sub(high, high))), top = 0, best = 0, error = 0, q[TWB_QUANT_BLOCK];
+    uint16_t half;
+    int i, place, again;
+    for (i = 0; i < TWB_QUANT_BLOCK; i++) if (fabsf(x[i]) > fabsf(top)) top = x[i];
+    for (place = 0; place < 12 && bad >= 0; place++) {
+        float d = top / places[place];
+        for (again = 0; again < (place ? 2 : 1); again++) {
+            twb_v inverse, a, b, miss_a, miss_b;
+            float e;
+            d = twb_f16_to_f32(twb_f32_to_f16(d));
+            inverse = twb_set1(d < 0 || d > 0 ? 1.0f / d : 0.0f);
+            a = twb_min(twb_max(twb_round(twb_mul(low, inverse)), least), most);
+            b = twb_min(twb_max(twb_round(twb_mul(high, inverse)), least), most);
+            miss_a = twb_fnma(a, twb_set1(d), low);
+            miss_b = twb_fnma(b, twb_set1(d), high);
+            e = twb_hsum(twb_fma(miss_a, miss_a, twb_mul(miss_b, miss_b)));
+            if ((place == 0 && again == 0) || e < error) { error = e; best = d; }
+            if (again == 0 && place) {
+                float square = twb_hsum(twb_fma(a, a, twb_mul(b, b)));
+                if (square > 0) d = twb_hsum(twb_fma(a, low, twb_mul(b, high))) / square;
+            }
+        }
+    }
+    half = twb_f32_to_f16(best);
+    if (!(bad >= 0) || (half & 0x7C00u) == 0x7C00u) { half = 0x7E00u; best = 0; }
+    {
+        const twb_v inverse = twb_set1(best < 0 || best > 0 ? 1.0f / best : 0.0f);
+        twb_store(q, twb_min(twb_max(twb_round(twb_mul(low, inverse)), least), most));
+        twb_store(q + 16, twb_min(twb_max(twb_round(twb_mul(high, inverse)), least), most));
+    }
+    block[0] = (unsigned char)(half & 0xFFu);
+    block[1] = (unsigned char)(half >> 8);
+    for (i = 0; i < 16; i++) {                            /* NaN fails both comparisons and becomes 0 */
+        int a = q[i] >= -8 ? (int)q[i] + 8 : 8, b = q[i + 16] >= -8 ? (int)q[i + 16] + 8 : 8;
+        block[2 + i] = (unsigned char)(a | b << 4);
+    }
+}
+TWB_FN void TWB_NAME(twb_quantize_block)(twb_type type, const float *x, unsigned char *block) {
+    if (type == TWB_Q8_0) twb_quantize_q8(x, block); else TWB_NAME(twb_quantize_q4)(x, block);
+}
+
+TWB_FN void TWB_NAME(twb_quant_pack_worker)(void *arg, int worker) {
+    twb_quant_pack_job *job = (twb_quant_pack_job *)arg;
+    const ptrdiff_t blocks = twb_quant_blocks(job->k), bytes = twb_quant_block_bytes(job->type);
+    ptrdiff_t task = -1, b, c, l;
+    while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count)
+        for (b = 0; b < blocks; b++) {
+            unsigned char *panel = job->packed + twb_quant_at(job->type, job->k, task, b), block[34];
+            const ptrdiff_t depth = twb_min_size(job->k - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK);
+            float x[TWB_PANEL][TWB_QUANT_BLOCK];
+            if (!job->blocks) {
+                memset(x, 0, sizeof x);
+                for (c = 0; c < TWB_PANEL && task * TWB_PANEL + c < job->n && job->trans_b; c++) {
+                    const ptrdiff_t at = (task * TWB_PANEL + c) * job->ldb + b * TWB_QUANT_BLOCK;
+                    for (l = 0; l < depth; l += 16) twb_store(&x[c][l], TWB_NAME(twb_get_type)(job->b, job->b_type, at + l, twb_min_size(depth - l, 16)));
+                }
+                for (l = 0; l < depth && !job->trans_b; l++) {
+                    float row[TWB_PANEL];
+                    const ptrdiff_t at = (b * TWB_QUANT_BLOCK + l) * job->ldb + task * TWB_PANEL;
+                    twb_store(row, TWB_NAME(twb_get_type)(job->b, job->b_type, at, twb_min_size(job->n - task * TWB_PANEL, 16)));
+                    for (c = 0; c < TWB_PANEL; c++) x[c][l] = row[c];
+                }
+            }
+            for (c = 0; c < TWB_PANEL; c++) {             /* rows beyond the last have scale 0 */
+                const unsigned char *from = block;
+                if (task * TWB_PANEL + c >= job->n) memset(block, 0, sizeof block);
+                else if (job->blocks) from = job->blocks + ((task * TWB_PANEL + c) * blocks + b) * bytes;
+                else TWB_NAME(twb_quantize_block)(job->type, x[c], block);
+                twb_quant_give(job->type, from, c, panel);
+            }
+        }
+}
+#undef twb_bytes
+#undef twb_put_bytes
+#undef twb_qdot
+#undef twb_qstart
+#undef twb_qend
+#undef twb_qhalf
+#undef TWB_IN_ORDER
+
+/* ---- [twb:06] head and cross-entropy: a row of logits */
 
 /* Takes the columns of a chunk into the row's state. */
 TWB_FN void TWB_NAME(twb_loss_row)(const twb_linear_cross_entropy_args *args, float *x, ptrdiff_t n, ptrdiff_t first, int32_t label,
@@ -3891,7 +4590,7 @@ TWB_FN void TWB_NAME(twb_span_max_abs)(const void *job, ptrdiff_t begin, ptrdiff
     }
 }
 
-/* ==== [twb:06] rows: softmax, norms, embedding, cross-entropy =================================
+/* ==== [twb:07] rows: softmax, norms, embedding, cross-entropy =================================
 
    A row is read two or three times (maximum, sum, result) and stays in the cache meanwhile.  Each lane adds up
    every sixteenth element, and the lanes are added in one fixed tree, so a row's result depends on the row alone
@@ -4175,7 +4874,7 @@ TWB_FN void TWB_NAME(twb_span_rope)(const void *job, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* ---- [twb:08] batch norm: channels [begin, end).  Lanes add up inside an image, images are added in double. */
+/* ---- [twb:09] batch norm: channels [begin, end).  Lanes add up inside an image, images are added in double. */
 TWB_FN void TWB_NAME(twb_span_batch_norm)(const void *job, ptrdiff_t begin, ptrdiff_t end) {
     const twb_batch_norm_job *w = (const twb_batch_norm_job *)job;
     const twb_batch_norm_args *a = &w->args;
@@ -4262,7 +4961,7 @@ TWB_FN void TWB_NAME(twb_span_batch_norm_backward)(const void *job, ptrdiff_t be
     }
 }
 
-/* ==== [twb:09] optimizers =======================================================================
+/* ==== [twb:10] optimizers =======================================================================
 
    An optimizer does some ten operations on a number and moves 28 bytes for it, so memory sets its speed: what
    counts is to touch everything once.  Clipping (grad_scale) and zero_grad are folded in for that reason.
@@ -4334,7 +5033,7 @@ TWB_FN void TWB_NAME(twb_span_lion)(const void *job, ptrdiff_t begin, ptrdiff_t 
     }
 }
 
-/* ==== [twb:10] conversions and random numbers ===================================================
+/* ==== [twb:11] conversions and random numbers ===================================================
 
    A generator with a state gives other numbers to other threads, and must be replayed to be repeated.  Here number
    i of a stream is a hash of i and the seed (Salmon et al. 2011 call that counter-based): anybody can draw any of
@@ -4432,7 +5131,7 @@ static const twb_span TWB_NAME(twb_spans)[TWB_SPAN_COUNT] = {
     TWB_SPANS(TWB_ROW)
 #undef TWB_ROW
 };
-/* ---- [twb:07] attention ----------------------------------------------------------------------------- */
+/* ---- [twb:08] attention ----------------------------------------------------------------------------- */
 #define twb_att_pack_keys TWB_NAME(twb_att_pack_keys)
 #define twb_att_pack_rows TWB_NAME(twb_att_pack_rows)
 #define twb_att_hide    TWB_NAME(twb_att_hide)
