@@ -16765,18 +16765,21 @@ static const tw_weight *twi_find_spelling(const tw_weights *file, const char *na
     }
     return w;
 }
-static const tw_weight *twi_find_joined(const tw_weights *file, const char *prefix, const char *name) {
+static const tw_weight *twi_find_joined(const tw_weights *file, const char *wrapper, const char *prefix, const char *name) {
     char with[400];
-    if (snprintf(with, sizeof with, "%s%s", prefix, name) >= (int)sizeof with) return NULL;
+    if (snprintf(with, sizeof with, "%s%s%s", wrapper, prefix, name) >= (int)sizeof with) return NULL;
     return twi_find_spelling(file, with);
 }
 static const tw_weight *twi_find_prefixed(const tw_weights *file, const char *prefix, const char *name) {
-    const tw_weight *w = twi_find_spelling(file, name);
-    size_t n = strlen(prefix);
-    if (w || n == 0) return w;
-    if (strncmp(name, prefix, n) == 0) w = twi_find_spelling(file, name += n);
-    else w = twi_find_joined(file, prefix, name);
-    return w ? w : twi_find_joined(file, "model.", name);           /* FlagAI's task models have the base model there */
+    static const char *const wrappers[] = { "", "model.", "module." };     /* FlagAI's task models; models trained on several GPUs */
+    const tw_weight *w = NULL;
+    size_t n = strlen(prefix), i;
+    bool has = n > 0 && strncmp(name, prefix, n) == 0;
+    for (i = 0; !w && i < sizeof wrappers / sizeof *wrappers; i++) {
+        w = twi_find_joined(file, wrappers[i], "", name);
+        if (!w && n > 0) w = twi_find_joined(file, wrappers[i], has ? "" : prefix, has ? name + n : name);
+    }
+    return w;
 }
 static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *file, const tw_tensor *parameter) {
     const char *prefix = m->type ? m->type->prefix : "";
@@ -16845,24 +16848,70 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool 
     return true;
 }
 
-/* FlagAI's BERT has query, key and value as the three parts of one matrix: *part becomes a view of one of them. */
-static const tw_weight *twi_find_part(const tw_model *m, const tw_weights *file, const tw_tensor *t, tw_weight *part) {
-    static const char *const names[] = { "self.query.", "self.key.", "self.value." };
+/* Files of other programs that hold the same numbers in another way: what is in the place of a parameter's name, and which part of
+   it, by rows, or whether it is the transposed matrix.  FlagAI's BERT has query, key and value as one matrix; its GPT-2 has
+   matrices as [out, in] under the names of GPT-2's [in, out].  (Its T5 and its GLM are as they are here.) */
+typedef struct twi_other_layout { const char *type, *ours, *theirs; int part, parts; bool transposed; } twi_other_layout;
+static const twi_other_layout twi_other_layouts[] = {
+    { "bert", "self.query.", "self.query_key_value.", 0, 3, false }, { "bert", "self.key.", "self.query_key_value.", 1, 3, false },
+    { "bert", "self.value.", "self.query_key_value.", 2, 3, false },
+    { "gpt2", "attn.c_attn.weight", "attn.c_attn.weight", 0, 1, true }, { "gpt2", "attn.c_proj.weight", "attn.c_proj.weight", 0, 1, true },
+    { "gpt2", "mlp.c_fc.weight", "mlp.c_fc.weight", 0, 1, true }, { "gpt2", "mlp.c_proj.weight", "mlp.c_proj.weight", 0, 1, true }
+};
+
+/* Does the file have this model's matrices transposed?  A square one does not tell, the first other one does, for all. */
+static bool twi_is_transposed(const tw_model *m, const tw_weights *file) {
+    size_t i, k;
+    for (i = 0; m->type && i < m->parameters; i++)
+        for (k = 0; k < sizeof twi_other_layouts / sizeof *twi_other_layouts; k++) {
+            const twi_other_layout *other = &twi_other_layouts[k];
+            const tw_tensor *t = m->parameter[i];
+            const tw_weight *w;
+            if (!other->transposed || strcmp(m->type->name, other->type) != 0 || !strstr(t->name, other->ours)) continue;
+            w = twi_find_weight(m, file, t);
+            if (w && w->rank == 2 && w->shape[0] != w->shape[1]) return w->shape[0] == t->shape[1] && w->shape[1] == t->shape[0];
+        }
+    return false;
+}
+
+/* The parameter's numbers in a file of another program: *view becomes where they are. */
+static const twi_other_layout *twi_find_other_layout(const tw_model *m, const tw_weights *file, const tw_tensor *t, bool transposed, tw_weight *view) {
     const tw_weight *w;
     char full[400];
     size_t i;
-    for (i = 0; i < 3; i++) {
-        const char *at = strstr(t->name, names[i]);
-        if (!at || snprintf(full, sizeof full, "%.*sself.query_key_value.%s", (int)(at - t->name), t->name, at + strlen(names[i])) >= (int)sizeof full) continue;
-        w = twi_find_prefixed(file, m->type ? m->type->prefix : "", full);
-        if (!w || w->rank < 1 || w->shape[0] % 3 != 0) return NULL;
-        *part = *w;
-        part->shape[0] /= 3;
-        part->bytes /= 3;
-        part->data = (const char *)w->data + i * part->bytes;
-        return part;
+    for (i = 0; m->type && i < sizeof twi_other_layouts / sizeof *twi_other_layouts; i++) {
+        const twi_other_layout *other = &twi_other_layouts[i];
+        const char *at = strcmp(m->type->name, other->type) == 0 && other->transposed == transposed ? strstr(t->name, other->ours) : NULL;
+        if (!at || snprintf(full, sizeof full, "%.*s%s%s", (int)(at - t->name), t->name, other->theirs, at + strlen(other->ours)) >= (int)sizeof full) continue;
+        w = twi_find_prefixed(file, m->type->prefix, full);
+        if (!w || w->rank < 1 || w->shape[0] % other->parts != 0 || (transposed && w->rank != 2)) return NULL;
+        *view = *w;
+        view->shape[0] /= other->parts;
+        view->bytes /= (size_t)other->parts;
+        view->offset += (size_t)other->part * view->bytes;
+        view->data = (const char *)w->data + (size_t)other->part * view->bytes;
+        return other;
     }
     return NULL;
+}
+
+/* A matrix that the file has as [columns, rows]. */
+static bool twi_take_transposed(tw_model *m, tw_tensor *t, const tw_weight *w, bool to_f32) {
+    int64_t strides[TW_MAX_DIMS] = { 1, 0, 0, 0, 0, 0, 0, 0 };
+    tw_weight turned = *w;
+    unsigned char *room = (unsigned char *)twi_alloc_raw(&m->region, w->bytes, 1);
+    bool ok;
+    if (!room) return false;
+    turned.shape[0] = w->shape[1];
+    turned.shape[1] = w->shape[0];
+    strides[1] = w->shape[1];
+    twi_gather(&turned, strides, room);
+    twi_forget_pages(&m->region.tw->region, w->data, w->bytes);
+    turned.data = room;
+    turned.writable = false;
+    ok = twi_take_weight(m, t, &turned, to_f32);
+    twi_free(&m->region, room);
+    return ok;
 }
 
 /* Tied parameters that the file has twice, with different numbers: the second one becomes a parameter of its own, as in
@@ -16873,7 +16922,8 @@ static bool twi_untie(tw_model *m, const tw_weights *file) {
         twi_alias *a = &m->alias[i];
         const tw_weight *one = a->user ? twi_find_weight(m, file, a->parameter) : NULL, *two = a->user ? twi_find_prefixed(file, m->type->prefix, a->name) : NULL;
         tw_tensor *t;
-        if (!one || !two || one == two || (one->dtype == two->dtype && one->bytes == two->bytes && memcmp(one->data, two->data, one->bytes) == 0)) continue;
+        if (!one || !two || one == two || (one->dtype == two->dtype && one->bytes == two->bytes &&
+            (one->data == two->data || memcmp(one->data, two->data, one->bytes) == 0))) continue;
         t = tw_add_parameter(m, a->name, tw_shape_of(a->parameter));
         if (!t) return false;
         t->no_decay = a->parameter->no_decay;
@@ -16901,13 +16951,18 @@ static bool twi_begin_anew(tw_model *m, tw_tensor *t) {
 
 static bool twi_load_weights(tw_model *m, const tw_weights *file, const tw_load_desc *how) {
     size_t i;
+    bool transposed = twi_is_transposed(m, file);
     if (!twi_untie(m, file)) return false;
     if (m->optional && m->optional->weight && !twi_find_weight(m, file, m->optional->weight) && !twi_find_weight(m, file, m->optional->bias)) twi_drop_layer(m, m->optional);
     for (i = 0; i < m->parameters; i++) {
         tw_tensor *t = m->parameter[i];
-        tw_weight part;
+        tw_weight view;
         const tw_weight *w = twi_find_weight(m, file, t);
-        if (!w) w = twi_find_part(m, file, t, &part);
+        if (w && transposed && twi_find_other_layout(m, file, t, true, &view)) {
+            if (!twi_take_transposed(m, t, &view, how->to_f32)) return false;
+            continue;
+        }
+        if (!w && twi_find_other_layout(m, file, t, false, &view)) w = &view;
         if (!w && how->new_head && m->head_begins && i >= m->head_begins) { if (!twi_begin_anew(m, t)) return false; continue; }
         if (!w) { twi_fail(m->region.tw, TW_E_MISSING, "%s: the weights do not have it", t->name); return false; }
         if (!twi_take_weight(m, t, w, how->to_f32)) return false;
