@@ -36,6 +36,7 @@ What it writes
 """
 
 import argparse
+import collections
 import json
 import math
 import os
@@ -216,15 +217,32 @@ def rounding_error(model, tensors, outputs):
 
 
 def forward_case(
-    out, name, head, config, tensors, seed, *, family="gpt2", gradients=True, change=None, dtype=None, shards=0, **options
+    out,
+    name,
+    head,
+    config,
+    tensors,
+    seed,
+    *,
+    family="gpt2",
+    gradients=True,
+    change=None,
+    rewrite=None,
+    dtype=None,
+    shards=0,
+    constant=None,
+    **options,
 ):
-    """One folder.  `change` puts the weights into another form of file; their meaning stays.  `options` are the head's."""
+    """One folder.  `change` gives the tensors other names and forms, `rewrite` makes another kind of file of them; what
+    they mean stays.  `constant` names a vector that is one number.  `options` are the head's."""
     folder = out / family / name
     folder.mkdir(parents=True)
     config.architectures = [head]
     config._attn_implementation = "eager"  # the plain formula, and the only one that upcasts and reorders
     model = getattr(transformers, head)(config, **options)
     random_weights(model, seed)
+    if constant is not None:
+        model.get_parameter(constant).data.fill_(0.25)
     if dtype is not None:
         model = model.to(dtype)
     if shards:
@@ -234,6 +252,8 @@ def forward_case(
         save_model(model, folder)
     if change is not None:
         rewrite_weights(folder, change)
+    if rewrite is not None:
+        rewrite(folder)
 
     exact = not getattr(config, "reorder_and_upcast_attn", False)  # which computes in float32 by its own definition
     outputs = reference_outputs(model, tensors, gradients, exact)
@@ -268,6 +288,86 @@ def tied_twice_and_unknown(tensors):
     more["some.counter"] = torch.tensor([3])
     more["some.flags"] = torch.tensor([True, False, True])
     return more
+
+
+# ---- PyTorch's own files: each puts pytorch_model.bin in the place of the folder's weights -------------------------
+
+
+def bin_zip(folder, tensors):
+    """What transformers wrote before safetensors: the state dict of a model, its tied head on the same storage."""
+    state = collections.OrderedDict(tensors)
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def bin_legacy(folder, tensors):
+    """The format before PyTorch 1.6; the names are those of a model on several GPUs."""
+    state = {f"module.{name}": t for name, t in tensors.items()}
+    state["module.lm_head.weight"] = tensors["transformer.wte.weight"]
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def bin_wrapped(folder, tensors):
+    """A training program's checkpoint, in the newest protocol: parameters, an optimizer, counters around them."""
+    parameters = {name: torch.nn.Parameter(t) for name, t in tensors.items()}
+    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(3)}}
+    checkpoint = {
+        "epoch": 2,
+        "best": 0.25,
+        "notes": ["a", None, (1, 2, 3, 4), 1 << 70, b"bytes", True],
+        "optimizer": {"state": moments, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+        "rng_state": torch.arange(8, dtype=torch.uint8),
+        "device": torch.device("cpu"),
+        "state_dict": {"model": parameters},
+    }
+    torch.save(checkpoint, folder / "pytorch_model.bin", pickle_protocol=5)
+
+
+def bin_views(folder, tensors):
+    """All weights in one storage: matrices transposed, vectors with gaps, a constant vector expanded from one number."""
+    pieces, views, at = [], {}, 3
+    for name, t in tensors.items():
+        views[name] = (at, t.shape)
+        pieces.append((at, t.t() if t.dim() == 2 else t.repeat_interleave(2)))
+        at += 2 * t.numel()
+    storage = torch.full((at,), math.nan)
+    for begin, piece in pieces:
+        storage[begin : begin + piece.numel()] = piece.reshape(-1)
+    state = {}
+    for name, (begin, shape) in views.items():
+        strides = (1, shape[0]) if len(shape) == 2 else (2,)
+        state[name] = storage.as_strided(shape, strides, begin)
+    state["transformer.ln_f.bias"] = torch.full((1,), 0.25).expand(tensors["transformer.ln_f.bias"].shape)
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def bin_sharded(folder, tensors):
+    """Shards, and the index that says which tensor is where."""
+    names = list(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for shard, inside in shards.items():
+        torch.save({name: tensors[name] for name in inside}, folder / shard)
+    index = {"metadata": {}, "weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    write_json(folder / "pytorch_model.bin.index.json", index)
+
+
+def bin_flagai(folder, tensors):
+    """FlagAI's GPT-2: matrices as [out, in], the state dict under "module", a config with FlagAI's keys."""
+    linear = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    state = {name: t.t().contiguous() if name.endswith(linear) else t for name, t in tensors.items()}
+    state["lm_head.weight"] = torch.zeros_like(state["transformer.wte.weight"])  # FlagAI keeps one and does not use it
+    torch.save({"module": state, "iteration": 7}, folder / "pytorch_model.bin")
+
+
+def in_bin(write):
+    """A change of the whole folder, for forward_case."""
+
+    def change(folder):
+        path = folder / "model.safetensors"
+        write(folder, load_file(path))
+        path.unlink()
+
+    return change
 
 
 def make_forward(out):
@@ -378,6 +478,14 @@ def make_forward(out):
         gradients=False,
         change=lambda tensors: {f"transformer.{name}": t for name, t in tensors.items()},
     )
+    for write in (bin_zip, bin_legacy, bin_wrapped, bin_sharded, bin_flagai):
+        config = tiny(n_layer=1)
+        tensors = lm_inputs(config, 2, 5, 61).tensors
+        forward_case(out, write.__name__, lm, config, tensors, 61, gradients=False, rewrite=in_bin(write))
+    for name, dtype, write in (("bin_bf16", torch.bfloat16, bin_zip), ("bin_f64", torch.float64, bin_legacy)):
+        forward_case(out, name, lm, tiny(n_layer=1), tensors, 61, gradients=False, dtype=dtype, rewrite=in_bin(write))
+    constant = "transformer.ln_f.bias"
+    forward_case(out, "bin_views", lm, tiny(n_layer=1), tensors, 61, constant=constant, rewrite=in_bin(bin_views))
 
 
 # ---- generation ---------------------------------------------------------------------------------------------------
