@@ -7051,6 +7051,12 @@ typedef struct twi_decoder {
     int64_t start;                                              /* -1: the text begins with the prompt.  Else the prompt is the encoder's,
                                                                    and this is the first token of the decoder's text */
     bool    whole_prompt;                                       /* the prompt must be read in one pass: its tokens see each other */
+    int64_t more_eos[2];                                        /* as eos; -1: none */
+    /* A model that fills blanks: a prompt with one of the `blank` tokens gets blank_start behind it, and where a text ends and
+       has another blank, it goes on with blank_start.  blanks: how many kinds there are; 0: it fills none, or its tokens are not known */
+    bool    fills_blanks;
+    int     blanks;
+    int32_t blank[3], blank_start;
 } twi_decoder;
 
 /* One pass of a generation: the running texts 0 ... rows - 1 read their tokens first ... first + count - 1. */
@@ -7062,6 +7068,7 @@ typedef struct twi_reading {
     int64_t        stride;
     int64_t        prompt;                                      /* tokens that every running text had at the start */
     int64_t        rows, first, count;
+    const twi_decoder *decoder;
 } twi_reading;
 
 typedef struct twi_model_type {
@@ -8971,10 +8978,56 @@ static bool twi_glm_decoder(const tw_model *m, twi_decoder *d) {
     d->head_dim = tw_dim(g->word_embeddings.weight, 1) / g->heads;
     d->vocab = g->vocab;
     d->positions = g->max_positions;
+    d->fills_blanks = d->whole_prompt = g->two_positions;
     return g->output_predict && (g->kind == TWI_HEAD_LM || g->kind == TWI_HEAD_BLANKS);
 }
 
-static const twi_model_type twi_glm_type = { "glm", "model.", sizeof(tw_glm), twi_glm_build, twi_glm_forward, twi_glm_set_dropout, twi_glm_decoder, NULL,
+static bool twi_is_blank(const twi_decoder *d, int32_t token) {
+    int i;
+    for (i = 0; i < d->blanks; i++) if (d->blank[i] == token) return true;
+    return false;
+}
+/* Where the context ends and the first blank's answer begins; `count` if the text has no blank. */
+static int64_t twi_context_length(const twi_decoder *d, const int32_t *text, int64_t count) {
+    bool blank = false;
+    int64_t i;
+    for (i = 0; i < count && !(blank && text[i] == d->blank_start); i++) blank = blank || twi_is_blank(d, text[i]);
+    return blank ? i : count;
+}
+
+/* Filling blanks: the context is seen whole; token t of the k-th answer stands at the k-th blank, and is the t-th behind it.
+   A prompt without a blank is a text that goes on. */
+static bool twi_glm_prepare(tw_model *m, const twi_reading *r, tw_batch *in) {
+    const twi_decoder *d = r->decoder;
+    tw_tensor *positions, *separator;
+    int64_t b, t, end = r->first + r->count;
+    int32_t one;
+    if (!tw_batch_set(in, "input_ids", twi_reading_ids(m, r))) return false;
+    if (d->blanks == 0 || twi_context_length(d, r->tokens, end) == end) return true;
+    positions = tw_ids(m->region.tw, tw_shape3(r->rows, 2, r->count), NULL);
+    if (!positions) return false;
+    for (b = 0; b < r->rows; b++) {
+        const int32_t *text = r->tokens + b * r->stride;
+        int32_t *at = (int32_t *)positions->data + b * 2 * r->count;
+        int64_t context = twi_context_length(d, text, end), blank = -1, begin = 0;
+        for (t = 0; t < end; t++) {
+            if (t >= context && text[t] == d->blank_start) {            /* on to the next blank, if there is one */
+                int64_t next = blank + 1;
+                while (next < context && !twi_is_blank(d, text[next])) next++;
+                if (next < context) blank = next;
+                begin = t;
+            }
+            if (t < r->first) continue;
+            at[t - r->first] = (int32_t)(t < context ? t : blank);
+            at[t - r->first + r->count] = (int32_t)(t < context ? 0 : t - begin + 1);
+        }
+    }
+    one = r->first == 0 ? (int32_t)twi_context_length(d, r->tokens, end) : 0;
+    separator = tw_ids(m->region.tw, tw_shape1(1), &one);
+    return tw_batch_set(in, "position_ids", positions) && tw_batch_set(in, "attention_mask", separator);
+}
+
+static const twi_model_type twi_glm_type = { "glm", "model.", sizeof(tw_glm), twi_glm_build, twi_glm_forward, twi_glm_set_dropout, twi_glm_decoder, twi_glm_prepare,
                                              "max_sequence_length" };
 
 /* -- GLM-4 (GLM team 2024): transformers' `glm` and `glm4` ------------------------------------------------------------------
@@ -9113,6 +9166,8 @@ static bool twi_rotary_decoder(const tw_model *m, twi_decoder *d) {
     d->vocab = g->vocab;
     d->positions = g->positions;
     d->eos = 151329;
+    d->more_eos[0] = 151336;
+    d->more_eos[1] = 151338;
     return g->kind == TWI_HEAD_LM;
 }
 
@@ -17268,7 +17323,7 @@ static bool twi_convert_config(tw_context *tw, const char *from_folder, const ch
 
 TWDEF bool tw_convert_pretrained(tw_context *tw, const char *from_folder, const char *to_folder, tw_dtype dtype) {
     static const char *const others[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-                                          "vocab.txt", "spiece.model", "generation_config.json" };
+                                          "vocab.txt", "spiece.model", "cog-pretrain.model", "generation_config.json" };
     twi_text path;
     tw_weights *file;
     size_t i;
@@ -18539,10 +18594,34 @@ static int64_t twi_draw(twi_dice *dice, const float *probability, int64_t count)
    Everything but the cache, the text and the tokenizer's decoder lies in one block of the model's region, laid
    out before the first token, so a step asks for no memory and nothing has to be taken apart at the end. */
 
+/* The tokens that GLM fills blanks with: those of its tokenizer, or, without one, by the size of its vocabulary those of the
+   Chinese models, the large English one and the English one of 10 billion parameters. */
+static void twi_find_blanks(const tw_model *model, twi_decoder *d) {
+    static const char *const names[] = { "[MASK]", "[gMASK]", "[sMASK]", "<|startofpiece|>", "<|endofpiece|>", "<|endoftext|>" };
+    static const int32_t sizes[] = { 50048, 30592, 50304 };
+    static const int32_t ids[3][6] = { { 50003, 50009, 50008, 50006, 50007, 50000 }, { 103, 30524, 30525, 30522, 30523, 0 },
+                                       { 50260, 50262, 50263, 50257, 50258, 50256 } };
+    int32_t found[6];
+    int i, k;
+    for (i = 0; i < 6; i++) {
+        found[i] = model->tokenizer ? tw_token_id(model->tokenizer, names[i]) : -1;
+        for (k = 0; k < 3 && !model->tokenizer; k++) if (d->vocab == sizes[k]) found[i] = ids[k][i];
+        if (found[i] >= d->vocab) found[i] = -1;
+    }
+    if (model->tokenizer && found[5] < 0) found[5] = tw_special_id(model->tokenizer, "eos");
+    d->eos = found[4];
+    d->more_eos[0] = found[5];
+    d->blank_start = found[3];
+    for (i = 0; i < 3 && found[3] >= 0; i++) if (found[i] >= 0) d->blank[d->blanks++] = found[i];
+}
+
 static bool twi_decoder_of(tw_model *model, twi_decoder *d) {
     memset(d, 0, sizeof *d);
-    d->eos = d->start = -1;
-    if (model->type && model->type->decoder && model->type->decoder(model, d)) return !tw_failed(model->region.tw);
+    d->eos = d->start = d->more_eos[0] = d->more_eos[1] = -1;
+    if (model->type && model->type->decoder && model->type->decoder(model, d)) {
+        if (d->fills_blanks) twi_find_blanks(model, d);
+        return !tw_failed(model->region.tw);
+    }
     twi_fail(model->region.tw, TW_E_UNSUPPORTED, "generate: a %s writes no text: it has no language model's head",
              model->name);
     return false;
@@ -18642,13 +18721,17 @@ TWDEF void tw_generation_end(tw_generation *g) {
 
 /* The end tokens that the model's files name: a number, a list, or none (null); its class's usual one where they say
    nothing.  Returns how many, at most `room`. */
-static int twi_model_eos(const tw_model *model, int64_t usual, int32_t *ids, int room) {
+static int twi_model_eos(const tw_model *model, const twi_decoder *d, int32_t *ids, int room) {
     const tw_json *value = tw_json_get(model->generation_config, "eos_token_id");
     bool list;
     int64_t i, count;
     int n = 0;
     if (tw_json_type(value) == TW_JSON_NONE) value = tw_json_get(model->config, "eos_token_id");
-    if (tw_json_type(value) == TW_JSON_NONE) { ids[0] = (int32_t)usual; return usual >= 0; }
+    if (tw_json_type(value) == TW_JSON_NONE) {
+        if (d->eos >= 0) ids[n++] = (int32_t)d->eos;
+        for (i = 0; i < 2; i++) if (d->more_eos[i] >= 0 && d->more_eos[i] < d->vocab) ids[n++] = (int32_t)d->more_eos[i];
+        return n;
+    }
     list = tw_json_type(value) == TW_JSON_ARRAY;
     count = list ? tw_json_count(value) : 1;
     for (i = 0; i < count && n < room; i++) {
@@ -18677,7 +18760,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     if (how->eos_count < 0) plan.how.eos_count = 0;
     else if (!how->eos_token_ids) {
         plan.how.eos_token_ids = model_eos;
-        plan.how.eos_count = twi_model_eos(model, shape->eos, model_eos, 16);
+        plan.how.eos_count = twi_model_eos(model, shape, model_eos, 16);
     }
     plan.limit = shape->positions + 1;                      /* the last token is not read any more: no position */
     if (how->max_new_tokens < plan.limit - prompt) plan.limit = prompt + how->max_new_tokens;
@@ -18728,6 +18811,17 @@ static bool twi_is_eos(const tw_generation *g, int32_t token) {
     return false;
 }
 
+/* What a text goes on with: the token, or, where it ends and another blank is to be filled, that one's start. */
+static int32_t twi_next_blank(const tw_generation *g, const int32_t *text, int32_t token) {
+    const twi_decoder *d = &g->shape;
+    int64_t i, blanks = 0, filled = 0, context;
+    if (d->blanks == 0 || !twi_is_eos(g, token)) return token;
+    context = twi_context_length(d, text, g->length);
+    for (i = 0; i < context; i++) blanks += twi_is_blank(d, text[i]);
+    for (; i < g->length; i++) filled += text[i] == d->blank_start;
+    return filled < blanks ? d->blank_start : token;
+}
+
 static bool twi_usable(const tw_generation *g, const float *row, int64_t *largest) {
     *largest = twi_first_largest(row, g->shape.vocab);
     if (*largest >= 0) return true;
@@ -18744,6 +18838,7 @@ static bool twi_none_left(const tw_generation *g) {
 static void twi_penalize_beam(tw_generation *g, float *row, int64_t beam) {
     int held = g->length - g->prompt < g->how.min_new_tokens ? g->how.eos_count : 0;
     twi_penalize(&g->sampler, row, g->tokens + beam * g->limit, g->length, &g->how, g->how.eos_token_ids, held);
+    if (g->shape.blanks > 0) row[g->shape.blank_start] = TWI_BANNED;           /* where a blank's answer begins is not the model's to say */
 }
 
 /* Greedy, or sampling: one text, one row of logits [vocab]. */
@@ -18757,6 +18852,7 @@ static bool twi_choose_token(tw_generation *g, float *row) {
         if (token < 0) return twi_none_left(g);
         token = g->sampler.id[token];
     }
+    token = twi_next_blank(g, g->tokens, (int32_t)token);
     g->tokens[g->length++] = (int32_t)token;
     g->done = twi_is_eos(g, (int32_t)token) || g->length >= g->limit;
     return true;
@@ -18811,7 +18907,7 @@ static bool twi_find_candidates(tw_generation *g, float *logits, int64_t rows) {
         twi_choice *c = &g->candidate[v];
         c->score = g->best[v].key;
         c->parent = (int32_t)(g->best[v].index / vocab);
-        c->token = (int32_t)(g->best[v].index % vocab);
+        c->token = twi_next_blank(g, g->tokens + c->parent * g->limit, (int32_t)(g->best[v].index % vocab));
         c->ends = twi_is_eos(g, c->token) || g->length + 1 >= g->limit;
     }
     return true;
@@ -18922,6 +19018,7 @@ static bool twi_generation_inputs(tw_generation *g, int64_t rows, int64_t count,
     r.tokens = g->tokens; r.stride = g->limit;
     r.prompt = g->prompt;
     r.rows = rows; r.first = g->cache->length; r.count = count;
+    r.decoder = &g->shape;
     memset(in, 0, sizeof *in);
     if (m->type->prepare) return m->type->prepare(m, &r, in);
     return tw_batch_set(in, "input_ids", twi_reading_ids(m, &r));
@@ -19004,7 +19101,7 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
     twi_decoder shape;
     tw_generation *g;
     int32_t bos, first;
-    int64_t i, b, begins;
+    int64_t i, b, begins, all;
     if (!model || tw_failed(model->region.tw)) return NULL;
     tw = model->region.tw;
     if (!twi_settle(tw, how, &settled) || !twi_decoder_of(model, &shape)) return NULL;
@@ -19026,9 +19123,12 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
         prompt = &bos;
         count = 1;
     }
-    if (count > shape.positions) {
+    all = count;
+    for (i = 0; i < count && shape.blanks > 0; i++)         /* blanks that nothing follows yet: their first answer begins */
+        if (twi_is_blank(&shape, prompt[i])) { all += twi_context_length(&shape, prompt, count) == count; break; }
+    if (all > shape.positions) {
         twi_fail(tw, TW_E_RANGE, "generate: a prompt of %lld tokens does not fit the model's %lld positions",
-                 (long long)count, (long long)shape.positions);
+                 (long long)all, (long long)shape.positions);
         return NULL;
     }
     for (i = 0; i < count; i++)
@@ -19038,25 +19138,53 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
             return NULL;
         }
     first = (int32_t)shape.start;
-    begins = shape.start >= 0 ? 1 : count;                  /* a decoder begins with its start token, any other model with the prompt */
-    g = twi_new_generation(model, &settled, &shape, count, begins);
+    begins = shape.start >= 0 ? 1 : all;                    /* a decoder begins with its start token, any other model with the prompt */
+    g = twi_new_generation(model, &settled, &shape, all, begins);
     if (!g) return NULL;
     memcpy(g->given, prompt, (size_t)count * sizeof *prompt);
-    for (b = 0; b < g->beams; b++) memcpy(g->tokens + b * g->limit, shape.start >= 0 ? &first : prompt, (size_t)begins * sizeof *prompt);
+    if (all > count) g->given[count] = shape.blank_start;
+    for (b = 0; b < g->beams; b++) memcpy(g->tokens + b * g->limit, shape.start >= 0 ? &first : g->given, (size_t)begins * sizeof *prompt);
     if (settled.do_sample) g->dice.stream = settled.seed ? twi_mix(settled.seed) : twi_next_stream(tw);
+    return g;
+}
+
+/* A text for GLM, as FlagAI puts it: [CLS] text <|endoftext|> with blanks - but nothing behind a last [gMASK] -, and without
+   one <|startofpiece|> text [SEP], which goes on. */
+static tw_generation *twi_begin_blanks(tw_model *model, const twi_decoder *d, const char *prompt, const tw_encoding *text, const tw_generate_desc *how) {
+    int32_t *ids = (int32_t *)twi_alloc(&model->region, (size_t)text->count + 2, sizeof *ids), first, last;
+    size_t length = strlen(prompt);
+    bool blank = false;
+    int64_t i, n = 0;
+    tw_generation *g;
+    if (!ids) return NULL;
+    for (i = 0; i < text->count; i++) blank = blank || twi_is_blank(d, text->ids[i]);
+    first = blank ? tw_special_id(model->tokenizer, "cls") : d->blank_start;
+    last = blank ? (int32_t)d->more_eos[0] : tw_special_id(model->tokenizer, "sep");
+    if (blank && length >= 7 && strcmp(prompt + length - 7, "[gMASK]") == 0) last = -1;
+    if (first >= 0) ids[n++] = first;
+    if (text->count) memcpy(ids + n, text->ids, (size_t)text->count * sizeof *ids);
+    n += text->count;
+    if (last >= 0) ids[n++] = last;
+    g = tw_generation_begin_ids(model, ids, n, how);
+    twi_free(&model->region, ids);
     return g;
 }
 
 TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, const tw_generate_desc *how) {
     tw_encoding encoding;
+    tw_tokenize_desc plain;
+    twi_decoder shape;
     if (!model || tw_failed(model->region.tw)) return NULL;
     if (!prompt) { twi_fail(model->region.tw, TW_E_ARGUMENT, "generate: there is no prompt"); return NULL; }
     if (!model->tokenizer) {
         twi_fail(model->region.tw, TW_E_MISSING, "generate: the model has no tokenizer to read a text with");
         return NULL;
     }
-    if (tw_tokenize(model->tokenizer, prompt, strlen(prompt), NULL, &encoding) < 0) return NULL;
-    return tw_generation_begin_ids(model, encoding.ids, encoding.count, how);
+    memset(&plain, 0, sizeof plain);
+    if (!twi_decoder_of(model, &shape)) return NULL;
+    plain.no_special = shape.blanks > 0;
+    if (tw_tokenize(model->tokenizer, prompt, strlen(prompt), &plain, &encoding) < 0) return NULL;
+    return shape.blanks > 0 ? twi_begin_blanks(model, &shape, prompt, &encoding, how) : tw_generation_begin_ids(model, encoding.ids, encoding.count, how);
 }
 
 TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {

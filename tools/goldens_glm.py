@@ -324,6 +324,94 @@ def make_flagai(out):
     flagai_case(out, "cloze_fast", "GLMForMultiTokenClozeFast", config, text.tensors, 55)
 
 
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e f g h i j k l m n o p q r s t u v w x y z ##a ##b ##e ##s ##t".split()
+MASK, SOP, EOP, GMASK, SMASK = 4, len(WORDS), len(WORDS) + 1, len(WORDS) + 2, len(WORDS) + 3
+
+
+def fill_blanks(model, ids, most, beams=1):
+    """What FlagAI's glm_generate_sample does with a memory of everything so far, taking the most likely token (or the most
+    likely texts, by log-probability, of the first blank) where it draws one; <|startofpiece|> is never one.
+    -> new ids, score"""
+
+    def read(tokens, positions, mems, separator):
+        tokens, positions = torch.tensor([tokens]), torch.tensor([positions])
+        result = model(tokens, positions, torch.tensor([separator]), mems=mems, return_memory=True)
+        row = result["logits"][0, -1].log_softmax(-1)
+        row[SOP] = -1e30
+        return row, result["hidden_states"]
+
+    blanks = [at for at, token in enumerate(ids) if token in (MASK, GMASK, SMASK)]
+    _, mems = read(ids, [list(range(len(ids))), [0] * len(ids)], None, len(ids))
+    new = []
+    if beams > 1:  # transformers' beams, for one blank: scores are means, here (length_penalty 1)
+        live, done = [(0.0, [], mems)], []
+        for step in range(most):
+            ways = []
+            for score, text, memory in live:
+                row, memory = read([(text or [SOP])[-1]], [[blanks[0]], [step + 1]], memory, 0)
+                ways += [(score + row[token].item(), [*text, token], memory) for token in range(len(row))]
+            ways = sorted(ways, key=lambda way: -way[0])[: 3 * beams]
+            ends = [way for way in ways[:beams] if way[1][-1] in (EOP, 0) or step + 1 == most]
+            done = sorted(done + [(way[0] / (step + 1), way[1]) for way in ends], key=lambda way: -way[0])[:beams]
+            live = [way for way in ways if way[1][-1] not in (EOP, 0)][:beams]
+            if len(done) == beams and live[0][0] / (step + 1) <= done[-1][0]:
+                break
+        return done[0][1], done[0][0]
+    for number, blank in enumerate(blanks):
+        token, counter = SOP, 1
+        if number and new[-1] not in (EOP, 0):
+            break  # no room was left
+        if number:
+            new[-1] = SOP  # in place of the end that was met
+        while len(new) < most:
+            row, mems = read([token], [[blank], [counter]], mems, 0)
+            token, counter = row.argmax().item(), counter + 1
+            new.append(token)
+            if token in (EOP, 0):
+                break
+    return new, 0
+
+
+def make_fill(out):
+    """A model that fills blanks, its tokenizer, and what it writes."""
+    folder = out / "glm" / "fill"
+    folder.mkdir(parents=True)
+    config = tiny(vocab_size=48, num_layers=2, hidden_size=24, num_attention_heads=2, max_sequence_length=60)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model, _ = flagai_model("GLMModel", config, 70)
+    with torch.no_grad():
+        model.word_embeddings.weight[EOP] = model.word_embeddings.weight[[6, 25, 38]].mean(0) * 1.1  # ends come now and then
+        model.word_embeddings.weight *= 0.5
+        for layer in model.transformer.layers:  # and say something of their context
+            layer.attention.dense.weight *= 4
+            layer.mlp.dense_4h_to_h.weight *= 3
+    write_json(folder / "config.json", dict(config, model_type="glm", architectures=["GLMModel"]))
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    save_file({key: t.detach().clone() for key, t in model.named_parameters()}, folder / "model.safetensors", metadata={"format": "pt"})
+    model = model.double().eval()
+    rows, generator = [], torch.Generator().manual_seed(71)
+    with torch.no_grad():
+        for number in range(24):
+            length = 5 + number % 7
+            ids = [2, *torch.randint(5, len(WORDS), (length,), generator=generator).tolist(), 0]
+            for blank in range(1 + number % 3):
+                ids[1 + (blank * 3 + number) % length] = (MASK, GMASK, SMASK)[(number + blank) % 3]
+            beams = 3 if number % 6 == 3 else 1
+            new, score = fill_blanks(model, ids, 14, beams)
+            args = dict(max_new_tokens=14, **(dict(num_beams=beams) if beams > 1 else {}))
+            rows.append(dict(model="glm/fill", ids=ids, args=args, expect=new, score=score))
+        ids = [SOP, *torch.randint(5, len(WORDS), (6,), generator=generator).tolist(), 3]  # no blank: a text that goes on
+        new = []
+        while len(new) < 9 and not (new and new[-1] in (EOP, 0)):
+            count = len(ids) + len(new)
+            given = [torch.tensor([ids + new]), torch.tensor([[list(range(count)), [0] * count]]), torch.tensor(0)]
+            row = model(*given)["logits"][0, -1]
+            row[SOP] = -1e30
+            new.append(row.argmax().item())
+        rows.append(dict(model="glm/fill", ids=ids, args=dict(max_new_tokens=9), expect=new, score=0))
+    write_json(out / "glm" / "generate.json", rows)
+
+
 # ---- transformers' glm and glm4 -----------------------------------------------------------------------------------
 
 
@@ -420,9 +508,9 @@ def generate_hf(out):
             ids = torch.randint(2, 61, (1, 5 + seed), generator=torch.Generator().manual_seed(seed))
             settings = dict(max_new_tokens=12, do_sample=False, top_k=None, use_cache=True, **args)
             made = model.generate(ids, return_dict_in_generate=True, output_scores=True, **settings)
-            score = made.sequences_scores[0].item() if args.get("num_beams", 1) > 1 else None
+            score = made.sequences_scores[0].item() if args.get("num_beams", 1) > 1 else 0
             new = made.sequences[0, ids.shape[1] :].tolist()
-            rows.append(dict(model=name, ids=ids[0].tolist(), args=dict(max_new_tokens=12, **args), expect=new, score=score))
+            rows.append(dict(model=f"glm_hf/{name}", ids=ids[0].tolist(), args=dict(max_new_tokens=12, **args), expect=new, score=score))
     write_json(out / "glm_hf" / "generate.json", rows)
 
 
@@ -445,6 +533,7 @@ def main():
             raise SystemExit("goldens_glm.py: --flagai PATH is missing: the folder that holds the package `flagai`")
         sys.path.insert(0, options.flagai)
         make_flagai(options.out)
+        make_fill(options.out)
     for part in options.only.split(","):
         files = [path for path in (options.out / part).rglob("*")]
         for path in files:
