@@ -204,8 +204,8 @@ def titles(folder):
             "is_encoder_decoder": True,
             "tie_word_embeddings": True,
             "pad_token_id": 0,
-            "decoder_start_token_id": 2,
-            "eos_token_id": 3,
+            "decoder_start_token_id": 0,
+            "eos_token_id": 3,  # [SEP]: the tokenizer is BERT's, so a title is [CLS] words [SEP]
         },
     )
 

@@ -80,7 +80,7 @@ def titles(data, config, tokenizer, steps):
 
     def collate(examples):
         sources = tokenizer([e["source"] for e in examples], truncation=True, max_length=64)["input_ids"]
-        targets = [ids[1:] for ids in tokenizer([e["target"] for e in examples], truncation=True, max_length=32)["input_ids"]]
+        targets = tokenizer([e["target"] for e in examples], truncation=True, max_length=64)["input_ids"]
         ids = padded(sources, 0)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, IGNORED)}
 
