@@ -991,6 +991,7 @@ typedef struct tw_load_desc {
     const char *task;              /* picks the head instead of config.json's architectures: "lm", "classification", ... */
     bool        to_f32;            /* all weights in f32, whatever the file has */
     bool        no_tokenizer;      /* leave the tokenizer files alone */
+    bool        new_weights;       /* no weights are read: a new model as config.json describes it, with the folder's tokenizer */
     bool        new_head;          /* parts of the head that the weights lack begin as new ones: to fine-tune a base model */
     bool        checkpoint_activations;   /* as tw_gradient_checkpointing */
 } tw_load_desc;
@@ -1250,17 +1251,16 @@ TWDEF void     tw_progress(tw_dataset *data, const char *name, double value);
 /* Opens model_dir/model_name-task if there is such a folder, else model_dir/model_name, with the head that the task wants;
    what the file lacks of the head begins anew, to be trained.  The tasks, and what does them:
 
-                                          bert                            gpt2     t5                 glm
-       lm                                 hidden states                   its lm   text to text       its lm
-       masklm                             masked words
-       embedding                          hidden states                   hidden states
-       classification, semantic-matching  sequence classification         ...      ...                sequence classification
-       ner, sequence-labeling             token classification            ...
-       ner-crf, sequence-labeling-crf     FlagAI's head with transitions
-       ner-gp, sequence-labeling-gp       FlagAI's GlobalPointer
-       seq2seq, title-generation          FlagAI's seq2seq                         text to text       seq2seq
-       poetry, poetry-generation                                                                      seq2seq
-       question-answering                 question answering              ...
+                                                bert                       gpt2              t5               glm
+       lm                                       hidden states              writes on         text to text     writes on
+       masklm                                   masked words
+       embedding                                hidden states              hidden states     its encoder      (GLM-4) hidden states
+       classification, semantic-matching        a text's label             the same          the same         the same
+       ner, sequence-labeling                   a label for each word      the same          the same         (GLM-4) the same
+       ner-crf, ner-gp                          FlagAI's CRF and GlobalPointer; also as sequence-labeling-crf and -gp
+       seq2seq, title-generation                FlagAI's UniLM             (seq2seq) its lm  text to text     blank filling
+       poetry, poetry-generation                                                                              blank filling
+       question-answering                       a piece of a text          the same          the same
 
    A class that config.json names is kept where it does the task.  TW_E_UNSUPPORTED lists the tasks of the model. */
 TWDEF tw_model   *tw_auto_load(tw_context *tw, const char *task, const char *model_name, const char *model_dir);
@@ -17045,15 +17045,15 @@ TWDEF tw_model *tw_from_pretrained_with(tw_context *tw, const char *folder, cons
         config = NULL;
     }
     twi_text_free(&path);
-    m = config ? twi_build_model(tw, config, how->task, true) : NULL;
+    m = config ? twi_build_model(tw, config, how->task, !how->new_weights) : NULL;
     if (!m) return NULL;
     m->checkpointing = how->checkpoint_activations;
     path = twi_text_new(&tw->region);
     twi_join_path(&path, folder, "generation_config.json");
     if (!path.failed && twi_file_exists(tw, twi_text_string(&path))) m->generation_config = tw_json_load(tw, twi_text_string(&path));
     twi_text_free(&path);
-    m->weights = tw_failed(tw) ? NULL : tw_open_weights(tw, folder);
-    if (m->weights && twi_load_weights(m, m->weights, how)) {
+    if (!how->new_weights && !tw_failed(tw)) m->weights = tw_open_weights(tw, folder);
+    if (how->new_weights ? !tw_failed(tw) : m->weights && twi_load_weights(m, m->weights, how)) {
         m->from_file = false;
         if (how->no_tokenizer || !twi_has_tokenizer(tw, folder)) return m;
         m->tokenizer = tw_load_tokenizer(tw, folder);
@@ -19969,19 +19969,19 @@ TWDEF void tw_progress(tw_dataset *data, const char *name, double value) { (void
    FlagAI's tasks as rows; for each family the tasks of chapter models that do it, the usual one first. */
 
 static const struct twi_auto_task { const char *name, *bert, *gpt2, *t5, *glm; } twi_auto_tasks[] = {
-    { "lm",                    "embedding",                          "lm",                   "lm seq2seq",     "lm" },
-    { "masklm",                "masked-lm pretraining",              "",                     "",               "" },
-    { "embedding",             "embedding",                          "embedding",            "embedding",      "" },
-    { "classification",        "classification",                     "classification",       "classification", "classification" },
-    { "semantic-matching",     "classification",                     "classification",       "classification", "" },
-    { "ner",                   "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "" },
-    { "sequence-labeling",     "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "" },
+    { "lm",                    "embedding",                          "lm",                   "lm",             "lm" },
+    { "masklm",                "masked-lm pretraining masklm",       "",                     "",               "" },
+    { "embedding",             "embedding sentence-embedding",       "embedding",            "encoder",        "embedding" },
+    { "classification",        "classification semantic-matching",   "classification",       "classification", "classification" },
+    { "semantic-matching",     "classification semantic-matching",   "classification",       "classification", "" },
+    { "ner",                   "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "token-classification" },
+    { "sequence-labeling",     "token-classification ner ner-crf ner-gp", "token-classification", "token-classification", "token-classification" },
     { "ner-crf",               "ner-crf",                            "",                     "",               "" },
     { "sequence-labeling-crf", "ner-crf",                            "",                     "",               "" },
     { "ner-gp",                "ner-gp",                             "",                     "",               "" },
     { "sequence-labeling-gp",  "ner-gp",                             "",                     "",               "" },
-    { "seq2seq",               "seq2seq",                            "lm",                   "lm seq2seq",     "seq2seq" },
-    { "title-generation",      "seq2seq",                            "",                     "lm seq2seq",     "seq2seq" },
+    { "seq2seq",               "seq2seq",                            "lm",                   "lm",             "seq2seq" },
+    { "title-generation",      "seq2seq",                            "",                     "lm",             "seq2seq" },
     { "poetry",                "",                                   "",                     "",               "seq2seq" },
     { "poetry-generation",     "",                                   "",                     "",               "seq2seq" },
     { "question-answering",    "question-answering",                 "question-answering",   "question-answering", "" }
@@ -20007,25 +20007,23 @@ static bool twi_among_words(const char *list, const char *word) {
     return false;
 }
 
-/* Which of the tasks of chapter models the model in `config` shall do; NULL for the class that it names, with *ok. */
-static const char *twi_auto_pick(const tw_json *config, const char *cell, bool *ok) {
+/* The class that does one of a cell's tasks for the model in `config`: the one that it names; else the first task's that this
+   type has.  A config without a name is FlagAI's, so that FlagAI's classes come first.  NULL: none does. */
+static const twi_model_class *twi_auto_pick(const tw_json *config, const char *cell) {
     const char *type = tw_json_string(tw_json_get(config, "model_type"), ""), *named = tw_json_string(tw_json_at(tw_json_get(config, "architectures"), 0), "");
-    int i, known = 0;
-    *ok = true;
-    for (i = 0; i < TWI_MODEL_CLASSES; i++)
-        if (strcmp(twi_model_classes[i].name, named) == 0 && twi_among_words(cell, twi_model_classes[i].task)) return NULL;
-    while (*cell) {                                             /* the first word that this type has a class for */
-        size_t length = strcspn(cell, " ");
-        for (i = 0; i < TWI_MODEL_CLASSES; i++) {
-            const twi_model_class *c = &twi_model_classes[i];
-            if ((type[0] ? strcmp(c->type->name, type) == 0 : strcmp(c->name, named) == 0) && strlen(c->task) == length && memcmp(c->task, cell, length) == 0) return c->task;
-            known++;
-        }
-        cell += length;
-        cell += strspn(cell, " ");
+    const twi_model_class *best = NULL;
+    size_t best_place = SIZE_MAX;
+    int i;
+    for (i = 0; i < TWI_MODEL_CLASSES; i++) {
+        const twi_model_class *c = &twi_model_classes[i];
+        const char *at = strstr(cell, c->task);
+        size_t place;
+        if (!twi_among_words(cell, c->task) || (type[0] ? strcmp(c->type->name, type) != 0 : strcmp(c->name, named) != 0)) continue;
+        if (strcmp(c->name, named) == 0) return c;
+        place = (size_t)(at - cell) + (named[0] == 0 && c->type == &twi_flagai_bert_type ? 0 : 1000);
+        if (place < best_place) { best = c; best_place = place; }
     }
-    *ok = false;
-    return NULL;
+    return best;
 }
 
 TWDEF tw_model *tw_auto_load(tw_context *tw, const char *task, const char *model_name, const char *model_dir) {
@@ -20034,7 +20032,7 @@ TWDEF tw_model *tw_auto_load(tw_context *tw, const char *task, const char *model
     tw_json *config;
     const char *picked = NULL;
     bool ok = false;
-    int i, row = -1;
+    int i;
     tw_load_desc how;
     if (!tw || tw_failed(tw)) return NULL;
     if (!task || !model_name || !*model_name || !model_dir) { twi_fail(tw, TW_E_ARGUMENT, "auto load: task, model name or folder is missing"); return NULL; }
@@ -20056,19 +20054,18 @@ TWDEF tw_model *tw_auto_load(tw_context *tw, const char *task, const char *model
     config = ok ? tw_json_load(tw, twi_text_string(&path)) : NULL;
     for (i = 0; config && i < TWI_AUTO_TASKS; i++) {
         const char *cell = twi_auto_cell(&twi_auto_tasks[i], tw_json_string(tw_json_get(config, "model_type"), ""));
-        bool does;
-        const char *with = twi_auto_pick(config, cell, &does);
-        if (!does) continue;
-        if (strcmp(twi_auto_tasks[i].name, task) == 0) { row = i; picked = with; }
+        const twi_model_class *c = twi_auto_pick(config, cell);
+        if (!c) continue;
+        if (strcmp(twi_auto_tasks[i].name, task) == 0) picked = c->task;
         twi_text_add(&tasks, tasks.length ? ", " : "");
         twi_text_add(&tasks, twi_auto_tasks[i].name);
     }
-    if (config && row < 0)
+    if (config && !picked)
         twi_fail(tw, TW_E_UNSUPPORTED, "auto load: %.100s does not do the task \"%.60s\", only %s (%s)", model_name, task, tasks.length ? twi_text_string(&tasks) : "none that is known here", twi_text_string(&path));
     memset(&how, 0, sizeof how);
     how.task = picked;
     how.new_head = true;
-    if (row >= 0) m = tw_from_pretrained_with(tw, twi_text_string(&folder), &how);
+    if (picked) m = tw_from_pretrained_with(tw, twi_text_string(&folder), &how);
     tw_json_free(config);
     twi_text_free(&folder);
     twi_text_free(&path);
@@ -20081,11 +20078,11 @@ TWDEF tw_purpose tw_purpose_of(const tw_model *model) {
     if (!model || !model->type) return TW_FOR_NOTHING_HERE;
     memset(&d, 0, sizeof d);
     switch (twi_head_of(model)) {
-    case TWI_HEAD_SEQUENCE: case TWI_HEAD_NEXT: return TW_FOR_CLASSES;
+    case TWI_HEAD_SEQUENCE: case TWI_HEAD_NEXT: case TWI_HEAD_POOLED: return TW_FOR_CLASSES;
     case TWI_HEAD_TOKEN: case TWI_HEAD_TAGS: case TWI_HEAD_CRF: case TWI_HEAD_POINTER: return TW_FOR_ENTITIES;
     case TWI_HEAD_MASKED: case TWI_HEAD_PRETRAINING: return TW_FOR_MASKED;
     case TWI_HEAD_QA: return TW_FOR_ANSWER;
-    case TWI_HEAD_NONE: case TWI_HEAD_POOLED: return TW_FOR_EMBEDDING;
+    case TWI_HEAD_NONE: case TWI_HEAD_ENCODER: return TW_FOR_EMBEDDING;
     default: return model->type->decoder && model->type->decoder(model, &d) ? TW_FOR_TEXT : TW_FOR_NOTHING_HERE;
     }
 }
@@ -20585,11 +20582,19 @@ TWDEF tw_span tw_predict_answer(tw_model *model, const char *question, const cha
 /* -- a text ---------------------------------------------------------------------------------------------------- */
 
 TWDEF const char *tw_predict_text(tw_model *model, const char *text, const tw_generate_desc *how) {
-    tw_generate_desc usual;
+    tw_generate_desc settled;
+    int32_t sep;
     if (!model) return NULL;
-    memset(&usual, 0, sizeof usual);
-    usual.max_new_tokens = 100;
-    return tw_generate_text(model, text, how ? how : &usual);
+    memset(&settled, 0, sizeof settled);
+    settled.max_new_tokens = 100;
+    if (how) settled = *how;
+    sep = model->tokenizer ? tw_special_id(model->tokenizer, "sep") : -1;
+    /* FlagAI's BERT ends its title as it ended the text in front of it */
+    if (twi_head_of(model) == TWI_HEAD_UNILM && sep >= 0 && settled.eos_count == 0 && !settled.eos_token_ids && !tw_json_get(model->config, "eos_token_id")) {
+        settled.eos_token_ids = &sep;
+        settled.eos_count = 1;
+    }
+    return tw_generate_text(model, text, &settled);
 }
 
 /* -- the end: what has a region of its own goes first ------------------------------------------------------- */

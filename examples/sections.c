@@ -15,20 +15,6 @@
 
 enum { STEPS = 1500, BATCH = 16, TOKENS = 64 };
 
-/* A model with random weights, as DATA/config.json describes it, and DATA's tokenizer. */
-static tw_model *new_model(tw_context *tw, const char *data) {
-    char path[512], text[16384];
-    tw_json *config;
-    tw_model *bert;
-    snprintf(path, sizeof path, "%s/config.json", data);
-    config = tw_json_load(tw, path);
-    if (!config || tw_json_write(config, 0, text, sizeof text) >= sizeof text) return NULL;
-    tw_json_free(config);
-    bert = tw_from_config(tw, text);
-    tw_set_tokenizer(bert, tw_load_tokenizer(tw, data));
-    return bert;
-}
-
 static tw_dataset *open_data(tw_model *bert, const char *data, const char *name, int steps) {
     tw_dataset_desc how = { .batch_size = BATCH, .block_size = TOKENS, .max_steps = steps, .shuffle = steps > 0 };
     char path[512];
@@ -90,7 +76,8 @@ int main(int argc, char **argv) {
     const char *data = argc > 1 ? argv[1] : "build/sections";
     int steps = argc > 2 ? atoi(argv[2]) : STEPS, failed;
     tw_context *tw = tw_create(NULL);
-    tw_model *bert = new_model(tw, data);
+    tw_load_desc fresh = { .new_weights = true };
+    tw_model *bert = tw_from_pretrained_with(tw, data, &fresh);       /* as config.json describes it, with random weights */
     if (bert) printf("A BERT with %.1f million parameters reads %d times %d descriptions.\n", (double)tw_num_parameters(bert, true) / 1e6, steps, BATCH);
     fflush(stdout);
     train(bert, data, steps > 0 ? steps : 1);
