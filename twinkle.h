@@ -46,7 +46,7 @@
        }
    [tw:end of sample]
 
-   WHAT IT OPENS.  GPT-2 with all its heads from a Hugging Face folder: config.json, safetensors (whole or in shards, f32, f16,
+   WHAT IT OPENS.  GPT-2, T5 and mT5 with all their heads from a Hugging Face folder: config.json, safetensors (whole or in shards, f32, f16,
    bf16), and its tokenizer.  What it trains and saves, transformers opens.
 
    WHAT IT DOES NOT DO.  No GPU.  No downloads: it never opens a socket.  It never ends your process and prints nothing
@@ -1211,7 +1211,8 @@ TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const in
 /* ==== [tw:15] data ===========================================================================
 
    A source of batches.  A text is tokenized once and cut into blocks; a .jsonl file has an example a
-   line; a .safetensors file has input_ids and labels as they are.  Batches come in order, or shuffled
+   line ("text"; "text" and "label"; "tokens" and "ner_tags"; "source" and "target"); a .safetensors
+   file has input_ids and labels as they are.  Batches come in order, or shuffled
    anew in every epoch from the seed, and wrap around at the end.
    ============================================================================================ */
 typedef struct tw_dataset tw_dataset;
@@ -5530,7 +5531,8 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
 }
 
 /* The gradient of a view with its channels together is written straight into the gradient of what it shows, so the
-   gradients of q, k and v meet in that of the one product that made them. */
+   gradients of q, k and v meet in that of the one product that made them.  Over a single key the softmax is 1 whatever the
+   scores are: q, k and bias get exact zeros, not what rounding leaves of a difference. */
 static void twi_attention_backward(twi_node *node, float *dy) {
     twb_attention_args *a = (twb_attention_args *)node->saved;
     tw_tensor *y = node->output, *bias = node->input[3];
@@ -5543,10 +5545,10 @@ static void twi_attention_backward(twi_node *node, float *dy) {
     memset(unused, 0, sizeof unused);
     for (i = 0; i < 3; i++) {
         tw_tensor *t = node->input[i];
-        if (t->requires_grad) {
-            place[i] = twi_grad_sum(t);
-            if (place[i] && !tw->planning) place[i] += t->offset;
-        } else {                                           /* nobody wants it: somewhere to write it all the same */
+        place[i] = t->requires_grad ? twi_grad_sum(t) : NULL;
+        if (t->requires_grad && !place[i]) return;
+        if (place[i] && !tw->planning) place[i] += t->offset;
+        if (!place[i] || (a->tk == 1 && i < 2)) {           /* nobody wants it: somewhere to write it all the same */
             size_t span = 1;
             int d;
             for (d = 0; d < 4; d++) span += (size_t)((t->shape[d] - 1) * t->stride[d]);
@@ -5565,6 +5567,7 @@ static void twi_attention_backward(twi_node *node, float *dy) {
     if (bias && bias->requires_grad) {
         g.d_bias = twi_grad_sum(bias);
         if (g.d_bias && !tw->planning) g.d_bias += bias->offset + (a->bias_row < 0 ? a->tq - 1 : 0);
+        if (a->tk == 1) g.d_bias = NULL;
     }
     scratch = twi_scratch(tw, twb_attention_backward_scratch(&tw->cpu, a, &g));
     if (!scratch) return;
@@ -7085,6 +7088,14 @@ typedef struct twi_model_type {
 
 typedef struct twi_model_class { const char *name; const twi_model_type *type; twi_head head; const char *task; } twi_model_class;
 
+/* Does it write with a decoder what it reads with an encoder? */
+static bool twi_encodes(const tw_model *m) {
+    twi_decoder d;
+    memset(&d, 0, sizeof d);
+    d.start = -1;
+    return m->type && m->type->decoder && m->type->decoder(m, &d) && d.start >= 0;
+}
+
 /* The tokens that a pass reads, [rows, count]. */
 static tw_tensor *twi_reading_ids(const tw_model *m, const twi_reading *r) {
     tw_tensor *ids = tw_ids(m->region.tw, tw_shape2(r->rows, r->count), NULL);
@@ -7570,6 +7581,7 @@ static bool twi_t5_attention_init(tw_model *m, tw_t5_attention *a, int64_t subla
     if (relative) {
         if (!tw_embedding_init(m, relative, "relative_attention_bias", ((tw_t5 *)m->net)->buckets, a->heads)) return false;
         if (!m->from_file) tw_fill_normal(relative->weight, 0, (float)(factor / sqrt((double)width)));
+        relative->weight->no_decay = true;     /* "bias" in its name is enough for the Hugging Face Trainer */
     }
     tw_leave(m);
     if (!twi_t5_norm(m, &a->norm, "layer_norm", width, factor)) return false;
@@ -19673,20 +19685,23 @@ static bool twi_push_ids(twi_region *region, twi_ids *list, const int32_t *ids, 
 typedef struct twi_examples {
     tw_model *model;
     tw_dataset  *data;
-    twi_ids   tokens, labels, begins;          /* all tokens; a label each for tagged words; where rows begin */
+    twi_ids   tokens, labels;                  /* of all rows: their tokens; the labels of tagged words, and of targets */
+    twi_ids   begins, label_begins;            /* where rows begin in them */
     twi_ids   classes;                         /* one label a row */
-    int       kind;                            /* 'x' text, 'c' text and label, 'w' words and tags; 0: not known yet */
-    int64_t   longest;
+    int       kind;                            /* 'x' text, 'c' text and label, 'w' words and tags, 's' source and target; 0: not known yet */
+    int64_t   longest, longest_labels;
+    bool      encodes;                         /* the model reads the source in an encoder, and the target has rows of its own */
 } twi_examples;
 
-static bool twi_tokenize_into(twi_examples *x, const char *text, size_t length, bool special, size_t *count) {
+static bool twi_tokenize_into(twi_examples *x, twi_ids *list, const char *text, size_t length, bool special, size_t *count) {
     tw_tokenize_desc how;
     tw_encoding e;
     memset(&how, 0, sizeof how);
     how.no_special = !special;
+    how.max_length = special ? x->data->how.block_size : 0;     /* the tokens around the text stay */
     if (tw_tokenize(x->model->tokenizer, text, length, &how, &e) < 0) return false;
     *count = (size_t)e.count;
-    return twi_push_ids(&x->data->region, &x->tokens, e.ids, *count);
+    return twi_push_ids(&x->data->region, list, e.ids, *count);
 }
 
 static bool twi_bad_example(tw_context *tw, int64_t line, const char *why) {
@@ -19694,17 +19709,39 @@ static bool twi_bad_example(tw_context *tw, int64_t line, const char *why) {
     return false;
 }
 
+/* Source and target.  An encoder-decoder reads the one and is asked for the other, each with its special tokens; any other
+   model reads both as one text and is asked for the target and the end token behind it. */
+static bool twi_read_pair(twi_examples *x, const tw_json *source, const tw_json *target, int64_t line) {
+    twi_region *region = &x->data->region;
+    int32_t ignored = TWI_IGNORED, end = tw_special_id(x->model->tokenizer, "eos"), begin = (int32_t)x->labels.count;
+    size_t count = 0, i;
+    if (tw_json_type(source) != TW_JSON_STRING || tw_json_type(target) != TW_JSON_STRING) return twi_bad_example(region->tw, line, "source and target are not two texts");
+    if (!twi_tokenize_into(x, &x->tokens, tw_json_string(source, ""), tw_json_string_length(source), x->encodes, &count)) return false;
+    for (i = 0; i < count && !x->encodes; i++) if (!twi_push_ids(region, &x->labels, &ignored, 1)) return false;
+    if (!twi_tokenize_into(x, &x->labels, tw_json_string(target, ""), tw_json_string_length(target), x->encodes, &count)) return false;
+    if (!x->encodes) {
+        if (end >= 0 && !twi_push_ids(region, &x->labels, &end, 1)) return false;
+        count += end >= 0;
+        if (!twi_push_ids(region, &x->tokens, x->labels.data + x->labels.count - count, count)) return false;
+    }
+    if ((int64_t)x->labels.count - begin > x->longest_labels) x->longest_labels = (int64_t)x->labels.count - begin;
+    return twi_push_ids(region, &x->label_begins, &begin, 1);
+}
+
 static bool twi_read_example(twi_examples *x, const tw_json *example, int64_t line) {
     tw_context *tw = x->data->region.tw;
     const tw_json *text = tw_json_get(example, "text"), *label = tw_json_get(example, "label"), *words = tw_json_get(example, "tokens"), *tags = tw_json_get(example, "ner_tags");
-    int kind = words ? 'w' : label ? 'c' : 'x';
+    const tw_json *source = tw_json_get(example, "source"), *target = tw_json_get(example, "target");
+    int kind = words ? 'w' : source || target ? 's' : label ? 'c' : 'x';
     int32_t begin = (int32_t)x->tokens.count, c;
     size_t count = 0;
     int64_t i;
     if (x->kind && x->kind != kind) return twi_bad_example(tw, line, "it has other fields than the lines before");
     x->kind = kind;
-    if (x->tokens.count > INT32_MAX / 2) return twi_bad_example(tw, line, "the file has too many tokens");
-    if (kind == 'w') {
+    if (x->tokens.count > INT32_MAX / 2 || x->labels.count > INT32_MAX / 2) return twi_bad_example(tw, line, "the file has too many tokens");
+    if (kind == 's') {
+        if (!twi_read_pair(x, source, target, line)) return false;
+    } else if (kind == 'w') {
         if (tw_json_type(words) != TW_JSON_ARRAY || tw_json_count(words) != tw_json_count(tags)) return twi_bad_example(tw, line, "tokens and ner_tags are not lists of one length");
         for (i = 0; i < tw_json_count(words); i++) {            /* the first piece of a word has its tag, the others none */
             const char *word = tw_json_string(tw_json_at(words, i), NULL);
@@ -19716,13 +19753,13 @@ static bool twi_read_example(twi_examples *x, const tw_json *example, int64_t li
             spaced = twi_text_new(&x->data->region);
             if (i) twi_text_char(&spaced, ' ');
             twi_text_add(&spaced, word);
-            if (spaced.failed || !twi_tokenize_into(x, twi_text_string(&spaced), spaced.length, false, &count)) { twi_text_free(&spaced); return false; }
+            if (spaced.failed || !twi_tokenize_into(x, &x->tokens, twi_text_string(&spaced), spaced.length, false, &count)) { twi_text_free(&spaced); return false; }
             twi_text_free(&spaced);
             for (k = 0; k < count; k++) if (!twi_push_ids(&x->data->region, &x->labels, k ? &ignored : &wanted, 1)) return false;
         }
     } else {
         if (tw_json_type(text) != TW_JSON_STRING) return twi_bad_example(tw, line, "it has no \"text\"");
-        if (!twi_tokenize_into(x, tw_json_string(text, ""), tw_json_string_length(text), kind == 'c', &count)) return false;
+        if (!twi_tokenize_into(x, &x->tokens, tw_json_string(text, ""), tw_json_string_length(text), kind == 'c', &count)) return false;
         if (kind == 'c') {
             int64_t wanted = tw_json_int(label, INT64_MIN);
             if (wanted < 0 || wanted > INT32_MAX) return twi_bad_example(tw, line, "its label is no whole number from 0 on");
@@ -19742,6 +19779,7 @@ static bool twi_fill_rows(twi_examples *x) {
     tw_dataset *d = x->data;
     int64_t rows = (int64_t)x->begins.count, length = x->longest < d->how.block_size ? x->longest : d->how.block_size, r, i;
     int32_t pad = (int32_t)tw_json_int(tw_json_get(x->model->config, "pad_token_id"), -1);
+    int64_t answers = !x->encodes ? length : x->longest_labels < d->how.block_size ? x->longest_labels : d->how.block_size;
     twi_column *ids, *mask, *labels;
     if (pad < 0) pad = tw_special_id(x->model->tokenizer, "pad");
     if (pad < 0) pad = 0;
@@ -19749,7 +19787,7 @@ static bool twi_fill_rows(twi_examples *x) {
     d->rows = rows;
     ids = twi_add_column(d, "input_ids", false, 1, &length, rows);
     mask = twi_add_column(d, "attention_mask", false, 1, &length, rows);
-    labels = x->kind == 'c' ? twi_add_column(d, "labels", false, 0, NULL, rows) : twi_add_column(d, "labels", false, 1, &length, rows);
+    labels = x->kind == 'c' ? twi_add_column(d, "labels", false, 0, NULL, rows) : twi_add_column(d, "labels", false, 1, &answers, rows);
     if (!ids || !mask || !labels) return false;
     for (r = 0; r < rows; r++) {
         int64_t begin = x->begins.data[r], end = r + 1 < rows ? x->begins.data[r + 1] : (int64_t)x->tokens.count;
@@ -19760,6 +19798,10 @@ static bool twi_fill_rows(twi_examples *x) {
             if (x->kind == 'w') labels->ints[r * length + i] = real ? x->labels.data[begin + i] : TWI_IGNORED;
         }
         if (x->kind == 'c') labels->ints[r] = x->classes.data[r];
+        if (x->kind != 's') continue;
+        begin = x->label_begins.data[r];
+        end = r + 1 < rows ? x->label_begins.data[r + 1] : (int64_t)x->labels.count;
+        for (i = 0; i < answers; i++) labels->ints[r * answers + i] = begin + i < end ? x->labels.data[begin + i] : TWI_IGNORED;
     }
     return true;
 }
@@ -19771,6 +19813,7 @@ static bool twi_read_examples(tw_model *m, tw_dataset *d, const char *text, size
     memset(&x, 0, sizeof x);
     x.model = m;
     x.data = d;
+    x.encodes = twi_encodes(m);
     while (at < size) {
         const char *end = (const char *)memchr(text + at, '\n', size - at);
         size_t n = end ? (size_t)(end - (text + at)) : size - at, i;

@@ -1040,15 +1040,22 @@ def open_model(folder):
     return getattr(transformers, head).from_pretrained(folder, attn_implementation="eager")
 
 
+def decayed_names(model):
+    """The parameters that weight decay shrinks, as the Trainer chooses them: no norms, and nothing with "bias" in its name."""
+    patterns = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    return set(transformers.trainer_pt_utils.get_parameter_names(model, [torch.nn.LayerNorm], patterns))
+
+
 def train(model, data, config, token_mean=False):
     """The loop that `twinkle train` describes, in torch: (losses, rates, norms before clipping) of its steps.
 
     The model, without dropout, is left as the last step made it.
     """
     model.train()
+    names = decayed_names(model)
     spared, decayed = [], []
     for name, parameter in model.named_parameters():
-        (spared if name.endswith("bias") or "ln_" in name else decayed).append(parameter)
+        (decayed if name in names else spared).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.get("weight_decay", 0.0)},
         {"params": spared, "weight_decay": 0.0},
@@ -1067,15 +1074,15 @@ def train(model, data, config, token_mean=False):
         parts = []
         for micro in range(window):
             rows = [((step * window + micro) * batch + i) % count for i in range(batch)]
-            parts.append((data["input_ids"][rows], data["labels"][rows]))
+            parts.append({name: tensor[rows] for name, tensor in data.items()})
         weights = [1 / window] * window
         if token_mean:
-            counts = [int((labels[:, 1:] != IGNORED).sum()) for _, labels in parts]
+            counts = [int((part["labels"][:, 1:] != IGNORED).sum()) for part in parts]
             weights = [n / sum(counts) for n in counts]
         total = 0.0
-        for (ids, labels), weight in zip(parts, weights, strict=True):
-            result = model(ids, labels=labels)
-            loss = smoothed_loss(result.logits, labels, smoothing) if smoothing else result.loss
+        for part, weight in zip(parts, weights, strict=True):
+            result = model(**part)
+            loss = smoothed_loss(result.logits, part["labels"], smoothing) if smoothing else result.loss
             (weight * loss).backward()
             total += weight * loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip if clip > 0 else math.inf)

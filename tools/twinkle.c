@@ -1725,7 +1725,7 @@ static int run_eval(arguments *a) {
     }
     if (!tw_failed(tw)) {
         tw_json *o = tw_json_object(tw);
-        bool language = strstr(tw_class_of(model), "LMHead") != NULL;
+        bool language = strstr(tw_class_of(model), "LMHead") || strstr(tw_class_of(model), "ConditionalGeneration");
         set_unless_nan(o, "loss", loss);
         if (language) set_unless_nan(o, "perplexity", exp(loss));
         set_unless_nan(o, "accuracy", accuracy);
@@ -1967,7 +1967,10 @@ static void bench_attention(arguments *a, tw_dtype dtype) {
 static const struct preset { const char *name, *config; } presets[] = {
     { "gpt2", "{\"model_type\":\"gpt2\",\"n_layer\":12,\"n_embd\":768,\"n_head\":12,\"n_positions\":1024,\"vocab_size\":50257,"
               "\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}" },
-    { "bert-base", NULL }, { "t5-base", NULL }, { "glm-large", NULL }
+    { "bert-base", NULL },
+    { "t5-base", "{\"model_type\":\"t5\",\"d_model\":768,\"d_kv\":64,\"d_ff\":3072,\"num_layers\":12,\"num_heads\":12,\"vocab_size\":32128,"
+                 "\"decoder_start_token_id\":0,\"dropout_rate\":0}" },
+    { "glm-large", NULL }
 };
 
 static tw_model *bench_model(arguments *a) {
@@ -2002,7 +2005,8 @@ static int32_t *random_ids(arguments *a, const tw_model *model, int64_t count) {
 static bool bench_batch(model_bench *b, tw_batch *batch, bool labels) {
     tw_tensor *ids = tw_ids(b->a->tw, tw_shape2(b->batch, b->seq), b->ids);
     memset(batch, 0, sizeof *batch);
-    return ids && tw_batch_set(batch, "input_ids", ids) && (!labels || tw_batch_set(batch, "labels", ids));
+    return ids && tw_batch_set(batch, "input_ids", ids) &&
+           tw_batch_set(batch, labels ? "labels" : "decoder_input_ids", ids);   /* the latter is read by an encoder-decoder only */
 }
 
 static bool forward_once(void *user) {
