@@ -10465,7 +10465,7 @@ static bool twi_archived_before(const void *user, uint32_t a, uint32_t b) {
     const twi_archived *list = (const twi_archived *)user;
     return list[a].begin != list[b].begin ? list[a].begin < list[b].begin : a < b;
 }
-/* No two entries may have a byte in common. */
+/* No two entries may have a byte in common, and nothing stands before the first: it could be another file. */
 static bool twi_zip_apart(const twi_torch *t) {
     twi_region *region = &t->p.tw->region;
     uint32_t *order = (uint32_t *)twi_alloc_raw(region, t->entries, sizeof *order);
@@ -10473,6 +10473,7 @@ static bool twi_zip_apart(const twi_torch *t) {
     bool ok = order != NULL;
     for (i = 0; ok && i < t->entries; i++) order[i] = (uint32_t)i;
     if (ok) twi_sort(order, t->entries, twi_archived_before, t->entry);
+    if (ok && t->entries && t->entry[order[0]].begin != 0) ok = twi_zip_fail(t, 0, "bytes that belong to no zip entry stand before the first");
     for (i = 1; ok && i < t->entries; i++) {
         const twi_archived *before = &t->entry[order[i - 1]];
         if (before->at + before->bytes > t->entry[order[i]].begin) ok = twi_zip_fail(t, t->entry[order[i]].begin, "two zip entries share bytes of the file");
