@@ -10731,7 +10731,7 @@ static bool twi_torch_tensors(twi_torch *t, const twi_value *state, twi_weights_
         names += (size_t)key.length + 1;
     }
     if (count > TW_MAX_WEIGHTS - w->count) return twi_torch_fail(p, TW_E_RANGE, p->step, NULL, "there are more than a million tensors");
-    grown = (tw_weight *)twi_grow(region, w->list, w->count, &w->capacity, w->count + count, sizeof *grown);
+    grown = (tw_weight *)twi_grow(region, w->list, w->count, &w->capacity, w->count + count + 1, sizeof *grown);
     file->header = text = (char *)twi_alloc(region, names + 1, 1);
     *strides = (int64_t (*)[TW_MAX_DIMS])twi_alloc_raw(region, count, sizeof **strides);
     *order = (uint32_t *)twi_alloc_raw(region, count, sizeof **order);

@@ -4,15 +4,19 @@ The letters and numbers before the checks are a catalogue of inputs that broke o
 and shard indices, J JSON, C configs and tokenizers, T tensors, A programs and their state.
 """
 
+import io
 import json
 import math
 import os
+import pickle
 import random
 import resource
 import shutil
 import signal
 import struct
 import subprocess
+import warnings
+import zipfile
 
 import torch
 from harness import (
@@ -323,6 +327,186 @@ def bad_index():
         bad.expect("work")
 
 
+class Call:
+    """Pickles as a call of a function by its name, which need not exist."""
+
+    def __init__(self, module, name, *arguments):
+        self.module, self.name, self.arguments = module, name, arguments
+
+
+class Pickler(pickle._Pickler):
+    """Writes a Call as the two instructions it is."""
+
+    def save(self, thing, save_persistent_id=True):
+        if not isinstance(thing, Call):
+            return super().save(thing, save_persistent_id)
+        self.write(f"c{thing.module}\n{thing.name}\n".encode())
+        super().save(thing.arguments)
+        self.write(b"R")
+        return None
+
+
+def pickled(thing):
+    file = io.BytesIO()
+    Pickler(file, 2).dump(thing)
+    return file.getvalue()
+
+
+def bad_torch():
+    """users.md 2b, Z, K and T, through the program; tests/pytorch.c has the files that lie byte by byte."""
+    bad = BadFolders()
+    weights = load_file(bad.good / "model.safetensors")
+    (bad.good / "model.safetensors").unlink()
+    name = "transformer.wte.weight"
+    path = bad.folder / "pytorch_model.bin"
+    state = {**weights, "lm_head.weight": weights[name]}
+
+    def expect(label, write, outcome="refuse"):
+        with check(f"torch: {label}"):
+            bad.fresh()
+            write()
+            bad.expect(outcome)
+
+    def save(label, thing, outcome="refuse", **options):
+        expect(label, lambda: torch.save(thing, path, **options), outcome)
+
+    def data(label, data, outcome="refuse"):
+        expect(label, lambda: path.write_bytes(data), outcome)
+
+    old = {"_use_new_zipfile_serialization": False}
+    for protocol in (2, 3, 4, 5):
+        save(f"zip, protocol {protocol}", state, "work", pickle_protocol=protocol)
+        save(f"K78 the old format, protocol {protocol}", state, "work", pickle_protocol=protocol, **old)
+    for label, thing in {
+        "in state_dict": {"state_dict": state, "epoch": 1},
+        "in module, beside an optimizer": {"module": state, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        "in model, in state_dict": {"state_dict": {"model": state}},
+        "names of several GPUs": {f"module.{n}": t for n, t in state.items()},
+        "T83 transposed": {n: t.t().contiguous().t() if t.dim() == 2 else t for n, t in state.items()},
+        "T82 parts of a larger storage": {n: torch.cat([t, t + 1])[: len(t)] for n, t in state.items()},
+        "f64": {n: t.double() for n, t in state.items()},
+        "T86 a tensor that no model has": {**state, "more": torch.ones(3)},
+    }.items():
+        save(label, thing, "work")
+        save(f"{label}, old format", thing, "work", **old)
+    with warnings.catch_warnings():  # it is going to be removed
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_tensor(weights[name], 0.1, 0, torch.qint8)
+    for label, thing in {
+        "T86 a tensor is missing": {n: t for n, t in state.items() if "ln_f.bias" not in n},
+        "T82 expanded to another shape": {**state, name: weights[name][:1].expand(99, 14)},
+        "integer weights": {**state, name: weights[name].long()},
+        "T84 sparse": {**state, name: weights[name].to_sparse()},
+        "T84 quantized": {**state, name: quantized},
+        "T84 complex": {**state, name: weights[name].to(torch.complex64)},
+        "A100 NaN": {**state, name: torch.full_like(weights[name], math.nan)},
+        "a list": list(state.values()),
+        "a tensor alone": weights[name],
+        "nothing": {},
+        "dictionaries of nothing": {"model": {"module": {}}},
+        "a part of another name": {"network": state},
+    }.items():
+        save(label, thing)
+        save(f"{label}, old format", thing, **old)
+    save("a module, not its state dict", torch.nn.Linear(2, 2))
+
+    # a pickle that would leave a mark if anything in it ran
+    mark = WORK / "a pickle was run"
+    torch.save(state, WORK / "good.bin")
+    archive = zipfile.ZipFile(WORK / "good.bin")
+    parts = {entry: archive.read(entry) for entry in archive.namelist()}
+    pickle_name = next(entry for entry in parts if entry.endswith("/data.pkl"))
+
+    def zipped(changes, **options):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", **options) as target:
+            for entry, content in {**parts, **changes}.items():
+                if content is not None:
+                    target.writestr(entry, content)
+        return file.getvalue()
+
+    magic, version, facts = 0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}
+    begin = b"".join(pickle.dumps(thing, 2) for thing in (magic, version, facts))
+    data("written by Python's zipfile", zipped({}), "work")
+    for label, call in {
+        "K68 os.system": Call("os", "system", f"touch '{mark}'"),
+        "K68 posix.system": Call("posix", "system", f"touch '{mark}'"),
+        "K68 builtins.exec": Call("builtins", "exec", f"open({str(mark)!r}, 'w')"),
+        "K68 __builtin__.eval": Call("__builtin__", "eval", f"open({str(mark)!r}, 'w')"),
+        "K69 torch.os.system": Call("torch.os", "system", f"touch '{mark}'"),
+        "K69 a dotted name": Call("torch", "os.system", f"touch '{mark}'"),
+        "torch.load": Call("torch", "load", str(WORK / "good.bin")),
+        "torch.hub.load": Call("torch.hub", "load", "x", "y"),
+        "numpy": Call("numpy.core.multiarray", "_reconstruct", 1),
+        "argparse.Namespace": Call("argparse", "Namespace"),
+        "control characters": Call("os\x1b[31m\r", "sys\x00tem"),
+    }.items():
+        for place, thing in (("a value", {"a": call}), ("all of it", call), ("beside the weights", {"module": {}, "x": [call]})):
+            data(f"{label} as {place}", zipped({pickle_name: pickled(thing)}))
+            data(f"{label} as {place}, old format", begin + pickled(thing) + pickle.dumps([], 2))
+    with check("torch: no pickle was run"):
+        assert not mark.exists(), "a file appeared"
+    data("K74 a billion laughs", zipped({pickle_name: b"\x80\x02]" + b"(2222222222e" * 20 + b"."}))
+    laughs = b"\x80\x02]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(30)) + b"."
+    data("K74 a billion laughs from the memo", zipped({pickle_name: laughs}))
+    data("Z61 deflated", zipped({}, compression=zipfile.ZIP_DEFLATED))
+    data("Z61 a bomb", zipped({"good/data/99": bytes(50_000_000)}, compression=zipfile.ZIP_DEFLATED))
+    data("Z65 no data.pkl", zipped({pickle_name: None}))
+    data("Z65 no storage", zipped({entry: None for entry in parts if entry.endswith("/data/0")}))
+    data("Z65 big-endian", zipped({"good/byteorder": b"big"}))
+    data("Z65 two roots", zipped({"evil/data/0": b"1234"}))
+    data("Z64 a name that leaves the folder", zipped({"../../x": b"1"}))
+    data("Z52 something before it", b"#!/bin/sh\n" + zipped({}))
+    data("Z52 a zip file behind a zip file", zipped({}) + zipped({}))
+    for label, content in {
+        "S1 empty": b"",
+        "one byte": b"P",
+        "S36 safetensors": bad.file,
+        "text": b"hello world " * 20,
+        "K78 a tar file": b"sys_info".ljust(257, b"\0") + b"ustar".ljust(1000, b"\0"),
+        "a pickle of nothing": pickle.dumps(None, 2),
+        "zeros": bytes(10_000),
+        "an unfetched file of git": b"version https://git-lfs.github.com/spec/v1\n",
+    }.items():
+        data(label, content)
+    for form, options in (("zip", {}), ("old format", old)):
+        torch.save(state, WORK / "whole.bin", **options)
+        whole = (WORK / "whole.bin").read_bytes()
+        for cut in [*sorted(random.Random(SEED).sample(range(1, len(whole)), 10)), len(whole) - 1]:
+            data(f"S34 {form} cut after {cut} of {len(whole)} bytes", whole[:cut])
+        rng = random.Random(SEED)
+        for _ in range(20):
+            at = rng.randrange(len(whole))
+            changed = whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+            data(f"{form} with a bit of byte {at} changed", changed, "survive")
+    with check("torch: safetensors is preferred"):
+        bad.fresh()
+        path.write_bytes(b"nonsense")
+        (bad.folder / "model.safetensors").write_bytes(bad.file)
+        bad.expect("work")
+
+    # shards
+    names = list(weights)
+    shard = "pytorch_model-00001-of-00001.bin"
+    torch.save(state, WORK / "outside.bin")
+
+    def index(label, weight_map, outcome="refuse"):
+        def write():
+            torch.save(weights, bad.folder / shard)
+            (bad.folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+        expect(f"index: {label}", write, outcome)
+
+    every = dict.fromkeys(names, shard)
+    index("as it should be", every, "work")
+    for place in ("../outside.bin", str(WORK / "outside.bin"), "..\\outside.bin", "NUL", "", "..", "is-not-there.bin"):
+        index(f"P37 shard {place!r}", dict.fromkeys(names, place))
+    index("P39 a tensor that the shard lacks", {**every, "transformer.nonsense": shard})
+    index("P40 the index as its own shard", dict.fromkeys(names, "pytorch_model.bin.index.json"))
+    index("P41 50000 shards", {**every, **{f"x{i}": f"s{i}.bin" for i in range(50_000)}})
+    index("shard that is no text", dict.fromkeys(names, 7))
+
+
 def bad_config():
     """users.md 2b, J and C."""
     bad = BadFolders()
@@ -609,6 +793,7 @@ def full_disk():
 GROUPS = {
     "bad_weights": bad_weights,
     "bad_index": bad_index,
+    "bad_torch": bad_torch,
     "bad_config": bad_config,
     "bad_tokenizer": bad_tokenizer,
     "full_disk": full_disk,

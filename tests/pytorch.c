@@ -453,6 +453,13 @@ int main(void) {
     pickles(tw);
     views(tw);
     streams(tw);
+    {
+        bytes none = checkpoint(P(BEGIN "}."), HONEST, 0);
+        tw_weights *w = tw_weights_from_memory(tw, none.p, none.n);
+        CHECK(w && tw_weights_count(w) == 0, "no tensors: %s", tw_error(tw));
+        tw_close_weights(w);
+        free(none.p);
+    }
     remove(PATH);
     CHECK(!tw_failed(tw), "an error is left: %s", tw_error(tw));
     CHECK(memory.live == 1, "%ld blocks live beside the context", memory.live - 1);
