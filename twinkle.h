@@ -1178,6 +1178,12 @@ TWDEF const char *tw_generate_text(tw_model *model, const char *prompt, const tw
 TWDEF int64_t     tw_generate_ids(tw_model *model, const int32_t *prompt, int64_t count, const tw_generate_desc *how,
                                   int32_t *out, int64_t room, float *score);
 
+/* The ids that a prompt becomes, with the special tokens that belong around it: how many they are, of which at most `room`
+   are written to out; -1 after an error.  GLM reads [CLS] text <|endoftext|> where the text has blanks ([MASK], [sMASK],
+   [gMASK]; nothing stands behind a last [gMASK]), fills them one after the other, each answer up to <|endofpiece|>, and the
+   new ids have <|startofpiece|> between two answers; a text without blanks goes on. */
+TWDEF int64_t     tw_prompt_ids(tw_model *model, const char *prompt, size_t length, int32_t *out, int64_t room);
+
 /* One step at a time, inside a frame loop.  Several generations may run side by side, and training steps in between are
    fine.  One lives in its model and uses the model's tokenizer: end it before them.  (What is left over goes with
    tw_destroy.)  All memory is taken at the beginning and with the first token; after that a step takes none (but
@@ -8854,7 +8860,7 @@ static bool twi_glm_one_cloze(tw_model *m, tw_tensor *h, tw_tensor *mask, const 
     }
     choices = tw_count(targets) / rows;
     logits = tw_linear_op(twi_pick_tokens(h, at), g->word_embeddings.weight, NULL, false, TW_ACT_NONE, NULL);
-    if (!twi_output(out, "target_logits", logits)) return false;
+    if (!tw_batch_get(in, "labels") && !twi_output(out, "target_logits", logits)) return false;
     scores = g->take_softmax ? tw_log_softmax(logits) : logits;
     if (rows * g->vocab > INT32_MAX) { twi_fail(m->region.tw, TW_E_RANGE, "forward: %lld rows are too many", (long long)rows); return false; }
     where = tw_ids(m->region.tw, tw_shape2(rows, choices), NULL);
@@ -19162,42 +19168,65 @@ TWDEF tw_generation *tw_generation_begin_ids(tw_model *model, const int32_t *pro
 }
 
 /* A text for GLM, as FlagAI puts it: [CLS] text <|endoftext|> with blanks - but nothing behind a last [gMASK] -, and without
-   one <|startofpiece|> text [SEP], which goes on. */
-static tw_generation *twi_begin_blanks(tw_model *model, const twi_decoder *d, const char *prompt, const tw_encoding *text, const tw_generate_desc *how) {
-    int32_t *ids = (int32_t *)twi_alloc(&model->region, (size_t)text->count + 2, sizeof *ids), first, last;
-    size_t length = strlen(prompt);
+   one <|startofpiece|> text [SEP], which goes on.  -> how many ids, in room for text_count + 2 of them */
+static int64_t twi_frame_blanks(const tw_model *model, const twi_decoder *d, const int32_t *text, int64_t text_count, int32_t *ids) {
+    int32_t first, last, open = tw_token_id(model->tokenizer, "[gMASK]");
     bool blank = false;
     int64_t i, n = 0;
-    tw_generation *g;
-    if (!ids) return NULL;
-    for (i = 0; i < text->count; i++) blank = blank || twi_is_blank(d, text->ids[i]);
+    for (i = 0; i < text_count; i++) blank = blank || twi_is_blank(d, text[i]);
     first = blank ? tw_special_id(model->tokenizer, "cls") : d->blank_start;
     last = blank ? (int32_t)d->more_eos[0] : tw_special_id(model->tokenizer, "sep");
-    if (blank && length >= 7 && strcmp(prompt + length - 7, "[gMASK]") == 0) last = -1;
+    if (blank && open >= 0 && text[text_count - 1] == open) last = -1;
     if (first >= 0) ids[n++] = first;
-    if (text->count) memcpy(ids + n, text->ids, (size_t)text->count * sizeof *ids);
-    n += text->count;
+    if (text_count) memcpy(ids + n, text, (size_t)text_count * sizeof *ids);
+    n += text_count;
     if (last >= 0) ids[n++] = last;
-    g = tw_generation_begin_ids(model, ids, n, how);
-    twi_free(&model->region, ids);
-    return g;
+    return n;
 }
 
-TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, const tw_generate_desc *how) {
-    tw_encoding encoding;
+/* The ids of a prompt, of the model's region and to be freed; NULL after an error. */
+static int32_t *twi_prompt_ids(tw_model *model, const char *prompt, size_t length, int64_t *count) {
     tw_tokenize_desc plain;
-    twi_decoder shape;
-    if (!model || tw_failed(model->region.tw)) return NULL;
+    tw_encoding text;
+    twi_decoder d;
+    int32_t *ids;
     if (!prompt) { twi_fail(model->region.tw, TW_E_ARGUMENT, "generate: there is no prompt"); return NULL; }
     if (!model->tokenizer) {
         twi_fail(model->region.tw, TW_E_MISSING, "generate: the model has no tokenizer to read a text with");
         return NULL;
     }
     memset(&plain, 0, sizeof plain);
-    if (!twi_decoder_of(model, &shape)) return NULL;
-    plain.no_special = shape.blanks > 0;
-    if (tw_tokenize(model->tokenizer, prompt, strlen(prompt), &plain, &encoding) < 0) return NULL;
-    return shape.blanks > 0 ? twi_begin_blanks(model, &shape, prompt, &encoding, how) : tw_generation_begin_ids(model, encoding.ids, encoding.count, how);
+    if (!twi_decoder_of(model, &d)) return NULL;
+    plain.no_special = d.blanks > 0;
+    if (tw_tokenize(model->tokenizer, prompt, length, &plain, &text) < 0) return NULL;
+    ids = (int32_t *)twi_alloc(&model->region, (size_t)text.count + 2, sizeof *ids);
+    if (!ids) return NULL;
+    if (text.count) memcpy(ids, text.ids, (size_t)text.count * sizeof *ids);
+    *count = d.blanks > 0 ? twi_frame_blanks(model, &d, text.ids, text.count, ids) : text.count;
+    return ids;
+}
+TWDEF int64_t tw_prompt_ids(tw_model *model, const char *prompt, size_t length, int32_t *out, int64_t room) {
+    int64_t count = 0, copied;
+    int32_t *ids;
+    if (!model || tw_failed(model->region.tw)) return -1;
+    ids = twi_prompt_ids(model, prompt, length, &count);
+    if (!ids) return -1;
+    copied = count < room ? count : room;
+    if (out && copied > 0) memcpy(out, ids, (size_t)copied * sizeof *out);
+    twi_free(&model->region, ids);
+    return count;
+}
+
+TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, const tw_generate_desc *how) {
+    tw_generation *g;
+    int64_t count = 0;
+    int32_t *ids;
+    if (!model || tw_failed(model->region.tw)) return NULL;
+    ids = twi_prompt_ids(model, prompt, prompt ? strlen(prompt) : 0, &count);
+    if (!ids) return NULL;
+    g = tw_generation_begin_ids(model, ids, count, how);
+    twi_free(&model->region, ids);
+    return g;
 }
 
 TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
@@ -19626,22 +19655,33 @@ static twi_column *twi_add_column(tw_dataset *d, const char *name, bool is_float
 
 /* -- a stream of tokens, cut into blocks -------------------------------------------------------------- */
 
-static bool twi_fill_blocks(tw_dataset *d, const int32_t *ids, int64_t count) {
-    twi_column *c;
-    int64_t block = d->how.block_size;
+/* Does the model compare its logits at t with the label at t, though it writes texts?  Then a text's labels are the next tokens. */
+static bool twi_wants_next_tokens(const tw_model *m) {
+    twi_decoder d;
+    memset(&d, 0, sizeof d);
+    return m && m->type && m->type->decoder && m->type->decoder(m, &d) && !twi_encodes(m) && !twi_shifts_labels(m);
+}
+
+/* The model may be NULL: the labels are then the tokens themselves. */
+static bool twi_fill_blocks(tw_dataset *d, const tw_model *m, const int32_t *ids, int64_t count) {
+    twi_column *c, *labels;
+    int64_t block = d->how.block_size, i;
     if (count < block) block = count;                      /* a text shorter than one block is one short block */
     if (block < 2) { twi_fail(d->region.tw, TW_E_ARGUMENT, "data: %lld tokens are too few to learn from", (long long)count); return false; }
     d->rows = count / block;
     c = twi_add_column(d, "input_ids", false, 1, &block, d->rows);
     if (!c) return false;
     memcpy(c->ints, ids, (size_t)(d->rows * block) * sizeof *ids);
-    return true;
+    if (!twi_wants_next_tokens(m)) return true;
+    labels = twi_add_column(d, "labels", false, 1, &block, d->rows);
+    for (i = 0; labels && i < d->rows * block; i++) labels->ints[i] = (i + 1) % block ? ids[i + 1] : TWI_IGNORED;
+    return labels != NULL;
 }
 TWDEF tw_dataset *tw_dataset_from_ids(tw_context *tw, const int32_t *ids, int64_t count, const tw_dataset_desc *how) {
     tw_dataset *d = twi_new_data(tw, how);
     if (!d) return NULL;
     if (d->how.block_size == 0) d->how.block_size = 1024;
-    if (ids && count >= 0 && twi_fill_blocks(d, ids, count)) return d;
+    if (ids && count >= 0 && twi_fill_blocks(d, NULL, ids, count)) return d;
     tw_dataset_free(d);
     return NULL;
 }
@@ -19665,7 +19705,7 @@ TWDEF tw_dataset *tw_dataset_from_text(tw_model *model, const char *text, size_t
     if (!d) return NULL;
     memset(&plain, 0, sizeof plain);
     plain.no_special = true;
-    if (twi_data_tokenizer(model, d) && tw_tokenize(model->tokenizer, text, length, &plain, &e) >= 0 && twi_fill_blocks(d, e.ids, e.count)) return d;
+    if (twi_data_tokenizer(model, d) && tw_tokenize(model->tokenizer, text, length, &plain, &e) >= 0 && twi_fill_blocks(d, model, e.ids, e.count)) return d;
     tw_dataset_free(d);
     return NULL;
 }
@@ -19692,6 +19732,8 @@ typedef struct twi_examples {
     int       kind;                            /* 'x' text, 'c' text and label, 'w' words and tags, 's' source and target; 0: not known yet */
     int64_t   longest, longest_labels;
     bool      encodes;                         /* the model reads the source in an encoder, and the target has rows of its own */
+    twi_decoder decoder;                       /* a model that fills blanks: which they are ... */
+    twi_ids   contexts, blanks;                /* ... how long each row's context is, and where its first blank */
 } twi_examples;
 
 static bool twi_tokenize_into(twi_examples *x, twi_ids *list, const char *text, size_t length, bool special, size_t *count) {
@@ -19710,6 +19752,42 @@ static bool twi_bad_example(tw_context *tw, int64_t line, const char *why) {
     return false;
 }
 
+/* For a model that fills blanks: the source is the context - with a blank put behind it, if it has none -, the target the
+   answer to its first blank.  What does not fit a block is cut off the target's half, and off the source. */
+static bool twi_read_blank_pair(twi_examples *x, const char *source, size_t source_length, const char *target, size_t target_length, int64_t line) {
+    twi_region *region = &x->data->region;
+    const twi_decoder *d = &x->decoder;
+    int64_t block = x->data->how.block_size, context, i, most;
+    int32_t begin = (int32_t)x->tokens.count, ignored = TWI_IGNORED, end = (int32_t)d->eos, at = 0, frame[2] = { 0, 0 };      /* frame: room for it */
+    twi_ids answer, text;
+    size_t count;
+    bool ok, blank = false;
+    memset(&answer, 0, sizeof answer);
+    memset(&text, 0, sizeof text);
+    if (block < 8) return twi_bad_example(region->tw, line, "a block has no room for a source and a target");
+    ok = twi_tokenize_into(x, &answer, target, target_length, false, &count) && twi_tokenize_into(x, &text, source, source_length, false, &count);
+    if (ok && (int64_t)answer.count > block / 2 - 1) answer.count = (size_t)(block / 2 - 1);
+    most = block - 4 - (int64_t)answer.count;               /* [CLS], a blank, the end, and the answer's start */
+    if ((int64_t)text.count > most) text.count = (size_t)most;
+    for (i = 0; ok && i < (int64_t)text.count; i++) blank = blank || twi_is_blank(d, text.data[i]);
+    if (ok && !blank) ok = twi_push_ids(region, &text, &d->blank[d->blanks > 1 ? 1 : 0], 1);
+    ok = ok && twi_push_ids(region, &x->tokens, text.data, text.count) && twi_push_ids(region, &x->tokens, frame, 2);
+    if (!ok) return false;
+    context = twi_frame_blanks(x->model, d, text.data, (int64_t)text.count, x->tokens.data + begin);
+    x->tokens.count = (size_t)(begin + context);
+    for (i = 0; i < context; i++) {
+        if (!twi_push_ids(region, &x->labels, &ignored, 1)) return false;
+        if (twi_is_blank(d, x->tokens.data[begin + context - 1 - i])) at = (int32_t)(context - 1 - i);
+    }
+    ok = twi_push_ids(region, &x->tokens, &d->blank_start, 1) && twi_push_ids(region, &x->tokens, answer.data, answer.count) &&
+         twi_push_ids(region, &x->labels, answer.data, answer.count) && twi_push_ids(region, &x->labels, &end, 1);
+    twi_free(region, answer.data);
+    twi_free(region, text.data);
+    at = at < context ? at : 0;
+    end = (int32_t)context;
+    return ok && twi_push_ids(region, &x->contexts, &end, 1) && twi_push_ids(region, &x->blanks, &at, 1) && twi_push_ids(region, &x->label_begins, &begin, 1);
+}
+
 /* Source and target.  An encoder-decoder reads the one and is asked for the other, each with its special tokens; any other
    model reads both as one text and is asked for the target and the end token behind it. */
 static bool twi_read_pair(twi_examples *x, const tw_json *source, const tw_json *target, int64_t line) {
@@ -19717,6 +19795,8 @@ static bool twi_read_pair(twi_examples *x, const tw_json *source, const tw_json 
     int32_t ignored = TWI_IGNORED, end = tw_special_id(x->model->tokenizer, "eos"), begin = (int32_t)x->labels.count;
     size_t count = 0, i;
     if (tw_json_type(source) != TW_JSON_STRING || tw_json_type(target) != TW_JSON_STRING) return twi_bad_example(region->tw, line, "source and target are not two texts");
+    if (x->decoder.blanks > 0 && x->decoder.eos >= 0)
+        return twi_read_blank_pair(x, tw_json_string(source, ""), tw_json_string_length(source), tw_json_string(target, ""), tw_json_string_length(target), line);
     if (!twi_tokenize_into(x, &x->tokens, tw_json_string(source, ""), tw_json_string_length(source), x->encodes, &count)) return false;
     for (i = 0; i < count && !x->encodes; i++) if (!twi_push_ids(region, &x->labels, &ignored, 1)) return false;
     if (!twi_tokenize_into(x, &x->labels, tw_json_string(target, ""), tw_json_string_length(target), x->encodes, &count)) return false;
@@ -19781,13 +19861,18 @@ static bool twi_fill_rows(twi_examples *x) {
     int64_t rows = (int64_t)x->begins.count, length = x->longest < d->how.block_size ? x->longest : d->how.block_size, r, i;
     int32_t pad = (int32_t)tw_json_int(tw_json_get(x->model->config, "pad_token_id"), -1);
     int64_t answers = !x->encodes ? length : x->longest_labels < d->how.block_size ? x->longest_labels : d->how.block_size;
-    twi_column *ids, *mask, *labels;
+    int64_t sizes[2];
+    twi_column *ids, *mask, *labels, *positions;
     if (pad < 0) pad = tw_special_id(x->model->tokenizer, "pad");
     if (pad < 0) pad = 0;
     if (rows < 1 || length < 1) { twi_fail(d->region.tw, TW_E_ARGUMENT, "data: there are no examples"); return false; }
     d->rows = rows;
     ids = twi_add_column(d, "input_ids", false, 1, &length, rows);
-    mask = twi_add_column(d, "attention_mask", false, 1, &length, rows);
+    sizes[0] = 2;
+    sizes[1] = length;
+    mask = twi_add_column(d, "attention_mask", false, x->contexts.count ? 0 : 1, &length, rows);
+    positions = x->contexts.count ? twi_add_column(d, "position_ids", false, 2, sizes, rows) : NULL;
+    if (x->contexts.count && !positions) return false;
     labels = x->kind == 'c' ? twi_add_column(d, "labels", false, 0, NULL, rows) : twi_add_column(d, "labels", false, 1, &answers, rows);
     if (!ids || !mask || !labels) return false;
     for (r = 0; r < rows; r++) {
@@ -19795,7 +19880,13 @@ static bool twi_fill_rows(twi_examples *x) {
         for (i = 0; i < length; i++) {
             bool real = begin + i < end;
             ids->ints[r * length + i] = real ? x->tokens.data[begin + i] : pad;
-            mask->ints[r * length + i] = real;
+            if (!positions) mask->ints[r * length + i] = real;
+            else {                                              /* a context, and an answer at its blank */
+                int64_t context = x->contexts.data[r];
+                mask->ints[r] = (int32_t)context;
+                positions->ints[2 * r * length + i] = !real ? 0 : i < context ? (int32_t)i : x->blanks.data[r];
+                positions->ints[(2 * r + 1) * length + i] = !real || i < context ? 0 : (int32_t)(i - context + 1);
+            }
             if (x->kind == 'w') labels->ints[r * length + i] = real ? x->labels.data[begin + i] : TWI_IGNORED;
         }
         if (x->kind == 'c') labels->ints[r] = x->classes.data[r];
@@ -19815,6 +19906,7 @@ static bool twi_read_examples(tw_model *m, tw_dataset *d, const char *text, size
     x.model = m;
     x.data = d;
     x.encodes = twi_encodes(m);
+    if (m->type && m->type->decoder && !x.encodes) (void)(m->type->decoder(m, &x.decoder) && twi_decoder_of(m, &x.decoder));
     while (at < size) {
         const char *end = (const char *)memchr(text + at, '\n', size - at);
         size_t n = end ? (size_t)(end - (text + at)) : size - at, i;
@@ -19830,7 +19922,7 @@ static bool twi_read_examples(tw_model *m, tw_dataset *d, const char *text, size
         }
         at += n + 1;
     }
-    return x.kind == 'x' ? twi_fill_blocks(d, x.tokens.data, (int64_t)x.tokens.count) : twi_fill_rows(&x);
+    return x.kind == 'x' ? twi_fill_blocks(d, m, x.tokens.data, (int64_t)x.tokens.count) : twi_fill_rows(&x);
 }
 
 /* -- a table of tensors: every one whose first axis counts the rows ----------------------------------------- */
@@ -19900,7 +19992,7 @@ TWDEF tw_dataset *tw_dataset_from_file(tw_model *model, const char *path, const 
                 tw_encoding e;
                 memset(&plain, 0, sizeof plain);
                 plain.no_special = true;
-                ok = tw_tokenize(model->tokenizer, (const char *)bytes.data, bytes.size, &plain, &e) >= 0 && twi_fill_blocks(d, e.ids, e.count);
+                ok = tw_tokenize(model->tokenizer, (const char *)bytes.data, bytes.size, &plain, &e) >= 0 && twi_fill_blocks(d, model, e.ids, e.count);
             }
         }
         twi_region_clear(&file);

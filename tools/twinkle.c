@@ -755,17 +755,15 @@ static void generate_from(arguments *a, tw_model *model, const int32_t *prompt, 
 }
 
 /* The ids of --ids or of --prompt, to be freed. */
-static int32_t *read_prompt(arguments *a, const tw_model *model, int64_t *count) {
+static int32_t *read_prompt(arguments *a, tw_model *model, int64_t *count) {
     const char *text = option_text(a, "--prompt", "");
-    tw_tokenizer *tokenizer = tw_tokenizer_of(model);
-    tw_encoding e;
     int32_t *ids;
     if (option_given(a, "--ids")) return option_ids(a, "--ids", count);
-    if (!tokenizer) { fail(a->tw, TW_E_MISSING, "generate: the model has no tokenizer for --prompt, try --ids (%s)", a->operand[0]); return NULL; }
-    if (tw_tokenize(tokenizer, text, strlen(text), NULL, &e) < 0) return NULL;
-    ids = (int32_t *)allocate(a->tw, (size_t)e.count, sizeof *ids);
-    if (ids && e.count) memcpy(ids, e.ids, (size_t)e.count * sizeof *ids);
-    *count = e.count;
+    if (!tw_tokenizer_of(model)) { fail(a->tw, TW_E_MISSING, "generate: the model has no tokenizer for --prompt, try --ids (%s)", a->operand[0]); return NULL; }
+    *count = tw_prompt_ids(model, text, strlen(text), NULL, 0);
+    if (*count < 0) return NULL;
+    ids = (int32_t *)allocate(a->tw, (size_t)*count, sizeof *ids);
+    if (ids) tw_prompt_ids(model, text, strlen(text), ids, *count);
     return ids;
 }
 
@@ -1725,7 +1723,9 @@ static int run_eval(arguments *a) {
     }
     if (!tw_failed(tw)) {
         tw_json *o = tw_json_object(tw);
-        bool language = strstr(tw_class_of(model), "LMHead") || strstr(tw_class_of(model), "ConditionalGeneration");
+        const char *class_name = tw_class_of(model);
+        bool language = strstr(class_name, "LMHead") || strstr(class_name, "CausalLM") || strstr(class_name, "ConditionalGeneration") ||
+                        strcmp(class_name, "GLMModel") == 0 || strcmp(class_name, "GLMForSeq2Seq") == 0;
         set_unless_nan(o, "loss", loss);
         if (language) set_unless_nan(o, "perplexity", exp(loss));
         set_unless_nan(o, "accuracy", accuracy);
@@ -1970,7 +1970,9 @@ static const struct preset { const char *name, *config; } presets[] = {
     { "bert-base", NULL },
     { "t5-base", "{\"model_type\":\"t5\",\"d_model\":768,\"d_kv\":64,\"d_ff\":3072,\"num_layers\":12,\"num_heads\":12,\"vocab_size\":32128,"
                  "\"decoder_start_token_id\":0,\"dropout_rate\":0}" },
-    { "glm-large", NULL }
+    { "glm-large", "{\"model_type\":\"glm\",\"architectures\":[\"GLMModel\"],\"num_layers\":24,\"hidden_size\":1024,\"num_attention_heads\":16,"
+                   "\"vocab_size\":50048,\"max_sequence_length\":1024,\"max_memory_length\":0,\"block_position_encoding\":true,\"output_predict\":true,"
+                   "\"embedding_dropout_prob\":0,\"attention_dropout_prob\":0,\"output_dropout_prob\":0}" }
 };
 
 static tw_model *bench_model(arguments *a) {
