@@ -3,7 +3,7 @@
    The lesson: a classifier from nothing.  Data and config.json come from a script, the tokenizer is a vocabulary of words,
    the training loop is four lines, and the score is taken on packages that were never seen:
 
-       python3 ../tools/real_data.py sections --to build/sections
+       python3 ../tools/real_data.py sections --to build/data/sections
        cc -O3 -fopenmp -I.. sections.c -o sections -lm && ./sections [DATA] [STEPS]
 
    tools/real_data_torch.py trains the same model in PyTorch, to compare. */
@@ -73,7 +73,7 @@ static void show(tw_context *tw) {
 }
 
 int main(int argc, char **argv) {
-    const char *data = argc > 1 ? argv[1] : "build/sections";
+    const char *data = argc > 1 ? argv[1] : "build/data/sections";
     int steps = argc > 2 ? atoi(argv[2]) : STEPS, failed;
     tw_context *tw = tw_create(NULL);
     tw_load_desc fresh = { .new_weights = true };

@@ -3,7 +3,7 @@
    The lesson: from text to text.  An encoder reads the description, a decoder writes the title, and both learn from pairs,
    from nothing.  Titles of packages that were never seen are compared with those that their maintainers wrote:
 
-       python3 ../tools/real_data.py titles --to build/titles
+       python3 ../tools/real_data.py titles --to build/data/titles
        cc -O3 -fopenmp -I.. titles.c -o titles -lm && ./titles [DATA] [STEPS]
 
    tools/real_data_torch.py trains the same model in PyTorch, to compare. */
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STEPS = 3000, BATCH = 16, TOKENS = 64, SHOWN = 6 };
+enum { STEPS = 2000, BATCH = 16, TOKENS = 64, SHOWN = 6 };
 
 static tw_dataset *open_data(tw_model *t5, const char *data, const char *name, int steps) {
     tw_dataset_desc how = { .batch_size = BATCH, .block_size = TOKENS, .max_steps = steps, .shuffle = steps > 0 };
@@ -110,7 +110,7 @@ static void score(tw_model *t5, const char *data) {
 }
 
 int main(int argc, char **argv) {
-    const char *data = argc > 1 ? argv[1] : "build/titles";
+    const char *data = argc > 1 ? argv[1] : "build/data/titles";
     int steps = argc > 2 ? atoi(argv[2]) : STEPS, failed;
     tw_context *tw = tw_create(NULL);
     tw_load_desc fresh = { .new_weights = true };

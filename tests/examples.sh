@@ -37,6 +37,22 @@ cp printed once
 run game_loop out/story "Once upon a time"
 if cmp -s printed once; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "game_loop: two runs differ"; fi
 
+# what learns from Debian's data, with a handful of lines instead (those who call it get the rest: make -C examples poems)
+run_quietly() {
+    name=$1; shift
+    if "$bin/$name" "$@" > printed 2> err; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "$name failed: $(tail -n 1 err)"; fi
+}
+run_quietly poems "$here/samples/poems" 300
+says poems 'step 300: loss 0\.'
+says poems '^held out: loss [0-9.]+ a character'
+says poems '^王维《山中》'
+run_quietly titles "$here/samples/titles" 300
+says titles 'wanted:  .* player'
+says titles '^held out: loss [0-9.]+ a token, words in common \(ROUGE-1\) ([6-9][0-9]|100)\.'
+run_quietly sections "$here/samples/sections" 80
+says sections '^held out: accuracy (66|100)\.'
+says sections '-> sound'
+
 cd "$here" && rm -rf "$work"
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

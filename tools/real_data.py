@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes the data of the examples that learn from what Debian carries: poems, titles, sections.
 
-    python3 tools/real_data.py poems    --to examples/build/poems       for examples/poems.c
-    python3 tools/real_data.py titles   --to examples/build/titles      for examples/titles.c
-    python3 tools/real_data.py sections --to examples/build/sections    for examples/sections.c
+    python3 tools/real_data.py poems    --to examples/build/data/poems       for examples/poems.c
+    python3 tools/real_data.py titles   --to examples/build/data/titles      for examples/titles.c
+    python3 tools/real_data.py sections --to examples/build/data/sections    for examples/sections.c
 
 A folder gets train.jsonl and test.jsonl, an example a line, and config.json and vocab.txt of the model that learns from them.
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Trains the models of the examples titles.c and sections.c in PyTorch, on the same data with the same settings.
+"""Trains the models of the examples poems.c, titles.c and sections.c in PyTorch, on the same data with the same settings.
 
-    python3 tools/real_data_torch.py titles   --data examples/build/titles
-    python3 tools/real_data_torch.py sections --data examples/build/sections
+    python3 tools/real_data_torch.py poems    --data examples/build/data/poems
+    python3 tools/real_data_torch.py titles   --data examples/build/data/titles
+    python3 tools/real_data_torch.py sections --data examples/build/data/sections
 
 The folder is the one that tools/real_data.py made.  What is printed is the score on the held-out examples, to be read
 beside what the example prints.  Weights and order are random in both, so the scores differ a little.
@@ -13,6 +14,7 @@ import collections
 import json
 import os
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -28,6 +30,45 @@ def read_examples(path):
 def padded(rows, value):
     length = max(map(len, rows))
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+class Glm(torch.nn.Module):
+    """FlagAI's GLM, which transformers does not have: two positions a token, and a separator before which all is seen."""
+
+    def __init__(self, c):
+        super().__init__()
+        width, self.heads = c["hidden_size"], c["num_attention_heads"]
+        linear, norm, table = torch.nn.Linear, torch.nn.LayerNorm, torch.nn.Embedding
+        self.words = table(c["vocab_size"], width)
+        self.places = torch.nn.ModuleList(table(c["max_sequence_length"] + 1, width) for _ in range(2))
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.ModuleList([norm(width), linear(width, 3 * width), linear(width, width), norm(width), linear(width, 4 * width), linear(4 * width, width)])
+            for _ in range(c["num_layers"])
+        )
+        self.norm = norm(width)
+        self.dropout = c["output_dropout_prob"]
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                small = name.endswith((".2.weight", ".5.weight"))  # what is added to the stream
+                torch.nn.init.normal_(parameter, std=0.02 / (2 * c["num_layers"]) ** 0.5 if small else 0.02)
+            elif name.endswith("bias"):
+                torch.nn.init.zeros_(parameter)
+
+    def forward(self, input_ids, position_ids, attention_mask, labels):
+        def drop(x):
+            return torch.nn.functional.dropout(x, self.dropout, self.training)
+
+        length = input_ids.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool).tril() | (torch.arange(length) < attention_mask[:, None, None])
+        x = drop(self.words(input_ids) + self.places[0](position_ids[:, 0]) + self.places[1](position_ids[:, 1]))
+        for norm_1, qkv, dense, norm_2, up, down in self.blocks:
+            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv(norm_1(x)).chunk(3, -1))
+            a = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None], self.dropout if self.training else 0.0)
+            x = x + drop(dense(a.transpose(1, 2).flatten(2)))
+            x = x + drop(down(torch.nn.functional.gelu(up(norm_2(x)), approximate="tanh")))
+        logits = self.norm(x) @ self.words.weight.T
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        return types.SimpleNamespace(logits=logits, loss=loss)
 
 
 def train(model, examples, collate, steps, batch, rate, warmup):
@@ -68,6 +109,35 @@ def sections(data, config, tokenizer, steps):
     print(f"held out: accuracy {100 * hits / len(test):.1f} %, the largest section alone {100 * most / len(test):.1f} %")
 
 
+def poems(data, config, tokenizer, steps):
+    model = Glm(config)
+    start = len(tokenizer)  # [sop], [eop], [gMASK] stand behind the vocabulary
+
+    def collate(examples):
+        rows = []
+        for e in examples:
+            source, target = (tokenizer(e[key], add_special_tokens=False)["input_ids"] for key in ("source", "target"))
+            context = [tokenizer.cls_token_id, *source, start + 2]
+            blank, answer = len(context) - 1, len(target) + 1
+            rows.append(
+                (
+                    [*context, start, *target],
+                    [*range(len(context)), *[blank] * answer],
+                    [*[0] * len(context), *range(1, answer + 1)],
+                    [*[IGNORED] * len(context), *target, start + 1],
+                    len(context),
+                )
+            )
+        ids, first, second, labels, separators = zip(*rows, strict=True)
+        places = torch.stack([padded(first, 0), padded(second, 0)], 1)
+        return {"input_ids": padded(ids, 0), "position_ids": places, "attention_mask": torch.tensor(separators), "labels": padded(labels, IGNORED)}
+
+    train(model, read_examples(data / "train.jsonl"), collate, steps or 400, 16, 2e-3, 40)
+    batch = collate(read_examples(data / "test.jsonl"))
+    with torch.no_grad():
+        print(f"held out: loss {model(**batch).loss.item():.3f} a character")
+
+
 def overlap(written, wanted):
     """ROUGE-1: the harmonic mean of how much of each text's words is in the other."""
     a, b = (collections.Counter(text.lower().split()) for text in (written, wanted))
@@ -84,7 +154,7 @@ def titles(data, config, tokenizer, steps):
         ids = padded(sources, 0)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, IGNORED)}
 
-    train(model, read_examples(data / "train.jsonl"), collate, steps or 3000, 16, 2e-3, 200)
+    train(model, read_examples(data / "train.jsonl"), collate, steps or 2000, 16, 2e-3, 200)
     test = read_examples(data / "test.jsonl")
     total = tokens = score = 0
     with torch.no_grad():
@@ -102,7 +172,7 @@ def titles(data, config, tokenizer, steps):
 
 
 def main():
-    kinds = {"titles": titles, "sections": sections}
+    kinds = {"poems": poems, "titles": titles, "sections": sections}
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER")
@@ -112,7 +182,10 @@ def main():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
     torch.manual_seed(options.seed)
     transformers.logging.set_verbosity_error()
-    config = transformers.AutoConfig.from_pretrained(options.data)
+    if options.kind == "poems":
+        config = json.loads((options.data / "config.json").read_text(encoding="utf-8"))
+    else:
+        config = transformers.AutoConfig.from_pretrained(options.data)
     tokenizer = transformers.BertTokenizer(str(options.data / "vocab.txt"), do_lower_case=True)
     began = time.monotonic()
     kinds[options.kind](options.data, config, tokenizer, options.steps)
