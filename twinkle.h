@@ -332,9 +332,10 @@ TWDEF bool     tw_json_save(tw_context *tw, const tw_json *value, const char *pa
 typedef enum tw_dtype {
     TW_F32 = 0, TW_F16 = 1, TW_BF16 = 2,      /* as twb_type: weights may stay in 16 bits, arithmetic is in f32 */
     TW_F64, TW_I64, TW_I32, TW_I16, TW_I8, TW_U8, TW_BOOL, TW_U16, TW_U32, TW_U64, TW_F8_E4M3, TW_F8_E5M2,
+    TW_Q8_0, TW_Q4_0,                         /* matrices as blocks of 32 whole numbers with one scale, for inference: see tw_to */
     TW_DTYPE_COUNT
 } tw_dtype;
-TWDEF size_t      tw_dtype_size(tw_dtype dtype);           /* bytes of one element */
+TWDEF size_t      tw_dtype_size(tw_dtype dtype);           /* bytes of one element; 0 for Q8_0 and Q4_0, whose blocks have 34 and 18 */
 TWDEF const char *tw_dtype_name(tw_dtype dtype);           /* as safetensors writes it: "F32", "BF16", ... */
 
 enum { TW_MAX_DIMS = 8 };
@@ -363,6 +364,7 @@ TWDEF int         tw_rank(const tw_tensor *t);
 TWDEF int64_t     tw_dim(const tw_tensor *t, int axis);    /* axis -1 is the last */
 TWDEF int64_t     tw_count(const tw_tensor *t);            /* number of elements */
 TWDEF tw_dtype    tw_dtype_of(const tw_tensor *t);
+TWDEF int64_t     tw_bytes_of(const tw_tensor *t);         /* what its numbers take in memory */
 TWDEF const char *tw_name_of(const tw_tensor *t);          /* a parameter's name, "" for others */
 TWDEF bool        tw_is_contiguous(const tw_tensor *t);
 
@@ -1010,11 +1012,22 @@ TWDEF bool       tw_save_pretrained_as(tw_model *model, const char *folder, tw_d
 /* Makes a folder, with all above it. */
 TWDEF bool       tw_make_folders(tw_context *tw, const char *path);
 
-/* Turns every weight into f32 (training needs that), or every matrix into a 16-bit type (inference only). */
+/* Turns every weight into f32 (training needs that), every matrix into a 16-bit type (inference only), or the matrices
+   of linear layers and the table of tokens into TW_Q8_0 or TW_Q4_0: 34 or 18 bytes for 32 weights, products with whole
+   numbers (chapter twb:05 of twinkle_blas.h), no gradients.  Positions, token types, matrices with fewer than 16 outputs or
+   32 inputs and everything that is no matrix stay what they are.
+
+   A file holds such a matrix as a U8 tensor [outputs, bytes of a row of blocks], and says so in __metadata__:
+
+       "quantized.transformer.h.0.mlp.c_fc.weight": "q8_0"
+
+   Rows are outputs and blocks run along the inputs, also where the unquantized tensor is [in, out].  config.json gets
+   "quantization_config": {"quant_method": "twinkle", "format": "q8_0"}, so that other programs refuse the folder by name. */
 TWDEF bool       tw_to(tw_model *model, tw_dtype dtype);
 
 /* From folder to folder: every floating tensor gets the dtype (rounded to nearest even), all names stay, also of tensors
-   that no model here knows; config.json and the tokenizer's files come along. */
+   that no model here knows; config.json and the tokenizer's files come along.  To and from TW_Q8_0 and TW_Q4_0 the model
+   is opened for it, as only a model knows which tensors are matrices of what: then it is the model's tensors that are written. */
 TWDEF bool       tw_convert_pretrained(tw_context *tw, const char *from_folder, const char *to_folder, tw_dtype dtype);
 
 TWDEF tw_tokenizer *tw_tokenizer_of(const tw_model *model);                    /* NULL: it has none */
@@ -1119,7 +1132,7 @@ TWDEF bool        tw_load(tw_model *model, const char *name, const char *output_
 TWDEF bool        tw_resume_from_checkpoint(tw_model *model, const char *folder);
 
 /* What a model will take, before anything of it is allocated.  Every count is in bytes. */
-typedef struct tw_plan_desc { int64_t batch, sequence; bool training, gradient_checkpointing; int64_t new_tokens; } tw_plan_desc;
+typedef struct tw_plan_desc { int64_t batch, sequence; bool training, gradient_checkpointing; int64_t new_tokens; tw_dtype dtype; } tw_plan_desc;   /* dtype: of the weights, after tw_to (not in training) */
 typedef struct tw_plan {
     size_t  weights_bytes, gradients_bytes, optimizer_bytes;
     size_t  activations_bytes;          /* the step's tensors at their most */
@@ -3792,6 +3805,8 @@ struct tw_tensor {
     bool        requires_grad;
     bool        is_parameter;
     bool        is_buffer;             /* a parameter that is saved but never trained */
+    bool        is_matrix;             /* of a linear layer, or a table of tokens: tw_to may quantize it */
+    bool        in_out;                /* that matrix is [in, out]: blocks of a quantized one run along axis 0 */
     bool        keep_grad;             /* the gradient is for the user: it survives the backward pass */
     bool        borrowed;              /* a parameter whose numbers lie in a file or in memory of the caller */
     bool        no_decay;              /* a bias or the weight of a norm: weight decay leaves it alone */
@@ -3801,10 +3816,20 @@ struct tw_tensor {
 
 static const struct { const char *name; unsigned char bytes; } twi_dtypes[TW_DTYPE_COUNT] = {
     { "F32", 4 }, { "F16", 2 }, { "BF16", 2 }, { "F64", 8 }, { "I64", 8 }, { "I32", 4 }, { "I16", 2 }, { "I8", 1 },
-    { "U8", 1 }, { "BOOL", 1 }, { "U16", 2 }, { "U32", 4 }, { "U64", 8 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 }
+    { "U8", 1 }, { "BOOL", 1 }, { "U16", 2 }, { "U32", 4 }, { "U64", 8 }, { "F8_E4M3", 1 }, { "F8_E5M2", 1 },
+    { "Q8_0", 0 }, { "Q4_0", 0 }
 };
 TWDEF size_t      tw_dtype_size(tw_dtype dtype) { return (unsigned)dtype < TW_DTYPE_COUNT ? twi_dtypes[dtype].bytes : 0; }
 TWDEF const char *tw_dtype_name(tw_dtype dtype) { return (unsigned)dtype < TW_DTYPE_COUNT ? twi_dtypes[dtype].name : "?"; }
+
+static bool twi_is_quantized(tw_dtype dtype) { return dtype == TW_Q8_0 || dtype == TW_Q4_0; }
+static bool twi_is_weight(tw_dtype dtype) { return dtype <= TW_BF16 || twi_is_quantized(dtype); }       /* what the products take */
+static twb_type twi_twb_type(tw_dtype dtype) { return dtype == TW_Q8_0 ? TWB_Q8_0 : dtype == TW_Q4_0 ? TWB_Q4_0 : (twb_type)dtype; }
+/* A matrix as the products see it: outputs and inputs. */
+static ptrdiff_t twi_outputs(const tw_tensor *t) { return (ptrdiff_t)t->shape[t->in_out ? 1 : 0]; }
+static ptrdiff_t twi_inputs(const tw_tensor *t) { return (ptrdiff_t)t->shape[t->in_out ? 0 : 1]; }
+/* With at least 16 rows and a block in each, panels are no larger than the same matrix in f32: no size can overflow. */
+static bool twi_can_quantize(const tw_tensor *t) { return t->is_matrix && t->rank == 2 && twi_outputs(t) >= 16 && twi_inputs(t) >= 32; }
 
 static tw_shape twi_shape(int rank, int64_t a, int64_t b, int64_t c, int64_t d) {
     tw_shape s;
@@ -3901,6 +3926,11 @@ TWDEF int64_t     tw_count(const tw_tensor *t) {
     return count;
 }
 TWDEF tw_dtype    tw_dtype_of(const tw_tensor *t) { return t ? t->dtype : TW_F32; }
+TWDEF int64_t     tw_bytes_of(const tw_tensor *t) {
+    if (!t) return 0;
+    if (twi_is_quantized(t->dtype)) return (int64_t)twb_quant_packed_size(twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t));
+    return tw_count(t) * (int64_t)tw_dtype_size(t->dtype);
+}
 TWDEF const char *tw_name_of(const tw_tensor *t) { return t && t->is_parameter ? t->name : ""; }
 TWDEF bool tw_is_contiguous(const tw_tensor *t) {
     int64_t step = 1;
@@ -3966,6 +3996,8 @@ TWDEF int64_t tw_read(const tw_tensor *t, float *out, int64_t room) {
     for (axis = t->rank - 1; axis >= 0; axis--) { row[axis] = step; step *= t->shape[axis]; }
     if (t->dtype == TW_F32) twi_copy_strided(t->tw, t->rank, t->shape, out, row, (const float *)t->data, t->stride);
     else if (t->dtype == TW_F16 || t->dtype == TW_BF16) twb_convert(&t->tw->cpu, (ptrdiff_t)count, t->data, (twb_type)t->dtype, out, TWB_F32);
+    else if (twi_is_quantized(t->dtype))
+        twb_dequantize_packed(&t->tw->cpu, twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data, !t->in_out, out, (ptrdiff_t)t->shape[1]);
     else if (t->dtype == TW_I32) for (i = 0; i < count; i++) out[i] = (float)((const int32_t *)t->data)[i];
     return count;
 }
@@ -4037,7 +4069,8 @@ static tw_tensor *twi_new_parameter(twi_region *region, const char *name, tw_sha
 static bool twi_allocate_parameter(twi_region *region, tw_tensor *t) {
     size_t count = (size_t)tw_count(t);
     if (region->tw->planning) { t->data = twi_align(region->tw->nothing); return true; }
-    t->data = twi_alloc_raw(region, count ? count : 1, tw_dtype_size(t->dtype));
+    if (twi_is_quantized(t->dtype)) t->data = twi_alloc_raw(region, (size_t)tw_bytes_of(t), 1);
+    else t->data = twi_alloc_raw(region, count ? count : 1, tw_dtype_size(t->dtype));
     return t->data != NULL;
 }
 
@@ -4056,7 +4089,9 @@ static tw_tensor *twi_base(tw_tensor *t) { return t->base ? t->base : t; }
 /* A view of t: the same numbers from `offset` on, by the given strides.  Its gradient is the same view
    of the base's gradient, so views need no backward of their own. */
 static tw_tensor *twi_make_view(tw_tensor *t, int rank, const int64_t *shape, const int64_t *stride, int64_t offset) {
-    tw_tensor *v = twi_bare_tensor(t->tw, t->dtype, rank, shape);
+    tw_tensor *v;
+    if (twi_is_quantized(t->dtype)) { twi_fail(t->tw, TW_E_UNSUPPORTED, "%s: it is quantized, and its parts cannot be used alone", t->name); return NULL; }
+    v = twi_bare_tensor(t->tw, t->dtype, rank, shape);
     if (!v) return NULL;
     if (rank) memcpy(v->stride, stride, (size_t)rank * sizeof *stride);
     v->base = twi_base(t);
@@ -4933,7 +4968,13 @@ static void twi_logsumexp_backward(twi_node *node, float *dy) {
 
 /* Runs one product (or a batch of them) with scratch from the context. */
 static void twi_gemm(tw_context *tw, const twb_gemm_args *args) {
-    void *scratch = twi_scratch(tw, twb_gemm_scratch(&tw->cpu, args));
+    void *scratch;
+    if (args->b_type >= TWB_Q8_0) {
+        scratch = twi_scratch(tw, twb_quant_gemm_scratch(&tw->cpu, args));
+        if (scratch && twi_computes(tw)) twb_quant_gemm(&tw->cpu, args, scratch);
+        return;
+    }
+    scratch = twi_scratch(tw, twb_gemm_scratch(&tw->cpu, args));
     if (scratch && twi_computes(tw)) twb_gemm(&tw->cpu, args, scratch);
 }
 
@@ -5110,7 +5151,7 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     if (!x) { twi_fail(weight->tw, TW_E_SHAPE, "linear %s: the input is a single number", weight->name); return NULL; }
     in = weight->rank == 2 ? weight->shape[weight_is_in_out ? 0 : 1] : -1;
     out = weight->rank == 2 ? weight->shape[weight_is_in_out ? 1 : 0] : -1;
-    if (in != twi_columns(x) || !tw_is_contiguous(weight) || weight->dtype > TW_BF16) {
+    if (in != twi_columns(x) || !tw_is_contiguous(weight) || !twi_is_weight(weight->dtype) || (twi_is_quantized(weight->dtype) && weight->in_out != weight_is_in_out)) {
         twi_fail(x->tw, TW_E_SHAPE, "linear %s: input %s does not fit weight %s%s", weight->name, TWI_SHAPE(x), TWI_SHAPE(weight), weight_is_in_out ? " (in x out)" : " (out x in)");
         return NULL;
     }
@@ -5135,7 +5176,8 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     g.m = (ptrdiff_t)twi_rows(x); g.n = (ptrdiff_t)out; g.k = (ptrdiff_t)in;
     g.alpha = 1;
     g.a = twi_f32(x);
-    g.b = weight->data; g.b_type = (twb_type)weight->dtype; g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
+    g.b = weight->data; g.b_type = twi_twb_type(weight->dtype); g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
+    g.b_packed = twi_is_quantized(weight->dtype);
     g.c = twi_f32(y); g.ldc = g.n;
     e.bias = bias ? twi_f32(bias) : NULL;
     e.activation = (twb_activation)activation;
@@ -5147,6 +5189,14 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     return twi_note(TWI_OP_LINEAR, y, inputs, 4, &saved, sizeof saved);
 }
 
+/* Quantized weights are for inference: a gradient through them is refused. */
+static bool twi_no_gradient_of(const tw_tensor *weight, const char *what) {
+    if (!twi_is_quantized(weight->dtype)) return false;
+    twi_fail(weight->tw, TW_E_UNSUPPORTED, "%s %s: its weights are %s, which have no gradient (tw_to(model, TW_F32) makes them trainable)", what, weight->name,
+             tw_dtype_name(weight->dtype));
+    return true;
+}
+
 static void twi_linear_backward(twi_node *node, float *dy) {
     twi_linear_saved *saved = (twi_linear_saved *)node->saved;
     tw_tensor *x = node->input[0], *weight = node->input[1], *bias = node->input[2], *residual = node->input[3], *y = node->output;
@@ -5154,6 +5204,7 @@ static void twi_linear_backward(twi_node *node, float *dy) {
     int64_t rows = twi_rows(y), out = twi_columns(y), in = twi_columns(x);
     float *g = dy;                                          /* the gradient before the activation */
     twi_slot slot;
+    if (twi_no_gradient_of(weight, "linear")) return;
     if (saved->activation != TW_ACT_NONE) {
         g = saved->before;
         if (twi_computes(tw)) twb_activation_backward(&tw->cpu, (twb_activation)saved->activation, (ptrdiff_t)tw_count(y), saved->before, dy, g, false);
@@ -5324,7 +5375,7 @@ static tw_tensor *twi_embedding_padded(tw_tensor *table, const tw_tensor *ids, i
     tw_tensor *y;
     int64_t shape[TW_MAX_DIMS + 1];
     if (!table || !twi_is_i32(ids, table->tw, "embedding")) return NULL;
-    if (table->rank != 2 || !tw_is_contiguous(table) || table->dtype > TW_BF16 || ids->rank >= TW_MAX_DIMS) {
+    if (table->rank != 2 || !tw_is_contiguous(table) || !twi_is_weight(table->dtype) || table->in_out || ids->rank >= TW_MAX_DIMS) {
         twi_fail(table->tw, TW_E_SHAPE, "embedding %s: the table is %s, not rows x columns", table->name, TWI_SHAPE(table));
         return NULL;
     }
@@ -5335,7 +5386,10 @@ static tw_tensor *twi_embedding_padded(tw_tensor *table, const tw_tensor *ids, i
     saved.padding = padding;
     y = twi_new(table->tw, TW_F32, ids->rank + 1, shape);
     if (!y) return NULL;
-    if (twi_computes(table->tw))
+    if (twi_computes(table->tw) && twi_is_quantized(table->dtype))
+        twb_quant_embedding(&table->tw->cpu, twi_twb_type(table->dtype), (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data,
+                            table->data, twi_f32(y), (ptrdiff_t)table->shape[1]);
+    else if (twi_computes(table->tw))
         twb_embedding(&table->tw->cpu, (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data, table->data, (twb_type)table->dtype,
                       (ptrdiff_t)table->shape[1], twi_f32(y), (ptrdiff_t)table->shape[1], false);
     return twi_note(TWI_OP_EMBEDDING, y, &table, 1, &saved, sizeof saved);
@@ -5345,7 +5399,7 @@ static void twi_embedding_backward(twi_node *node, float *dy) {
     tw_tensor *table = node->input[0];
     const twi_embedding_saved *saved = (const twi_embedding_saved *)node->saved;
     const int32_t *id = (const int32_t *)saved->ids->data;
-    float *sum = twi_grad_sum(table);
+    float *sum = twi_no_gradient_of(table, "embedding") ? NULL : twi_grad_sum(table);
     ptrdiff_t c = (ptrdiff_t)table->shape[1], n = (ptrdiff_t)tw_count(saved->ids), first, end;
     if (!sum || !twi_computes(table->tw)) return;
     for (first = 0; first < n; first = end) {                   /* runs of ids that are no padding */
@@ -5794,7 +5848,7 @@ static bool twi_head_loss(tw_context *tw, tw_tensor *hidden, tw_tensor *weight, 
     memset(&a, 0, sizeof a);
     a.rows = (ptrdiff_t)twi_rows(hidden); a.hidden_size = (ptrdiff_t)twi_columns(hidden); a.vocab = (ptrdiff_t)weight->shape[0];
     a.hidden = twi_f32(hidden); a.ld_hidden = a.hidden_size;
-    a.weight = weight->data; a.weight_type = (twb_type)weight->dtype; a.ld_weight = a.hidden_size;
+    a.weight = weight->data; a.weight_type = twi_twb_type(weight->dtype); a.ld_weight = a.hidden_size;
     a.labels = (const int32_t *)saved->labels->data; a.ignore_index = TWI_IGNORED; a.label_smoothing = saved->smoothing;
     a.losses = losses;
     a.d_hidden = d_hidden; a.ld_d_hidden = a.hidden_size;
@@ -5813,7 +5867,7 @@ TWDEF tw_tensor *tw_linear_cross_entropy(tw_tensor *hidden, tw_tensor *weight, c
     hidden = twi_row_operand(hidden, "cross-entropy");
     if (!hidden || !weight) return NULL;
     tw = hidden->tw;
-    if (weight->rank != 2 || weight->shape[1] != twi_columns(hidden) || !tw_is_contiguous(weight) || weight->dtype > TW_BF16) {
+    if (weight->rank != 2 || weight->shape[1] != twi_columns(hidden) || !tw_is_contiguous(weight) || !twi_is_weight(weight->dtype) || weight->in_out) {
         twi_fail(tw, TW_E_SHAPE, "head %s: weight %s does not fit hidden states %s", weight->name, TWI_SHAPE(weight), TWI_SHAPE(hidden));
         return NULL;
     }
@@ -5825,6 +5879,7 @@ TWDEF tw_tensor *tw_linear_cross_entropy(tw_tensor *hidden, tw_tensor *weight, c
     inputs[0] = hidden;
     inputs[1] = weight;
     if (tw->loss_seed != TWI_SEED_UNKNOWN && twi_wants_grad(tw, inputs, 2)) {
+        if (twi_no_gradient_of(weight, "head")) return NULL;
         saved.seed = tw->loss_seed == TWI_SEED_ITEMS ? (float)saved.counted : 1.0f;
         saved.d_hidden = (float *)twi_step_alloc(tw, (size_t)tw_count(hidden), sizeof(float));
         if (weight->requires_grad) d_weight = twi_grad_sum(weight);
@@ -5841,6 +5896,7 @@ static void twi_linear_cross_entropy_backward(twi_node *node, float *dy) {
     size_t count = (size_t)tw_count(hidden), rows = (size_t)twi_rows(hidden);
     float *d_hidden = saved->d_hidden;
     twi_slot slot;
+    if (twi_no_gradient_of(weight, "head")) return;
     if (!d_hidden) {
         float *losses = (float *)twi_step_alloc(tw, rows, sizeof(float)), *d_weight = NULL;
         d_hidden = (float *)twi_step_alloc(tw, count, sizeof(float));
@@ -6541,6 +6597,7 @@ TWDEF bool tw_linear_init(tw_model *model, tw_linear *layer, const char *name, i
     memset(layer, 0, sizeof *layer);
     layer->model = model;
     layer->weight = twi_named_parameter(model, name, "weight", tw_shape2(out, in));
+    if (layer->weight) layer->weight->is_matrix = true;
     if (bias) layer->bias = twi_filled_parameter(model, name, "bias", tw_shape1(out), 0);
     return layer->weight && (!bias || layer->bias);
 }
@@ -6549,6 +6606,7 @@ TWDEF bool tw_conv1d_init(tw_model *model, tw_linear *layer, const char *name, i
     layer->model = model;
     layer->weight_is_in_out = true;
     layer->weight = twi_named_parameter(model, name, "weight", tw_shape2(in, out));
+    if (layer->weight) layer->weight->is_matrix = layer->weight->in_out = true;
     layer->bias = twi_filled_parameter(model, name, "bias", tw_shape1(out), 0);
     return layer->weight && layer->bias;
 }
@@ -6565,6 +6623,8 @@ TWDEF tw_tensor *tw_linear_residual(const tw_linear *layer, tw_tensor *x, tw_ten
 TWDEF bool tw_embedding_init(tw_model *model, tw_embedding *layer, const char *name, int64_t rows, int64_t dim) {
     memset(layer, 0, sizeof *layer);
     layer->weight = twi_named_parameter(model, name, "weight", tw_shape2(rows, dim));
+    /* Tables of positions and the like are small, and each of their rows is in every sum: they are not quantized. */
+    if (layer->weight) layer->weight->is_matrix = !strstr(name, "position") && !strstr(name, "wpe") && !strstr(name, "type") && !strstr(name, "bias");
     return layer->weight != NULL;
 }
 TWDEF void tw_embedding_padding(tw_embedding *layer, int64_t row) {
@@ -9439,7 +9499,7 @@ static bool twi_convert_values(const void *src, tw_dtype from, int64_t count, fl
     case TW_F8_E4M3: for (i = 0; i < n; i++) dst[i] = twi_f8_e4m3(p[i]); return true;
     /* the upper half of an f16 */
     case TW_F8_E5M2: for (i = 0; i < n; i++) dst[i] = twb_f16_to_f32((uint16_t)(p[i] << 8)); return true;
-    case TW_DTYPE_COUNT: break;
+    case TW_Q8_0: case TW_Q4_0: case TW_DTYPE_COUNT: break;
     }
 #undef TWI_CONVERT
     return false;
@@ -9543,8 +9603,8 @@ static bool twi_header_dtype(twi_header *h, tw_dtype *dtype) {
     char why[120];
     if (token == 0) return false;
     if (token != 's') return twi_header_fail(h, TW_E_FORMAT, "has a dtype that is no string");
-    for (i = 0; i < TW_DTYPE_COUNT; i++)
-        if (strcmp(h->r.string, tw_dtype_name((tw_dtype)i)) == 0) { *dtype = (tw_dtype)i; return true; }
+    for (i = 0; i < TW_DTYPE_COUNT; i++)                       /* quantized matrices are U8 in a file */
+        if (tw_dtype_size((tw_dtype)i) && strcmp(h->r.string, tw_dtype_name((tw_dtype)i)) == 0) { *dtype = (tw_dtype)i; return true; }
     snprintf(why, sizeof why, "is of type \"%.60s\", which is not supported", h->r.string);
     return twi_header_fail(h, TW_E_UNSUPPORTED, why);
 }
@@ -11082,7 +11142,7 @@ static bool twi_check_weights(tw_context *tw, const tw_weight *weights, uint32_t
         uint32_t code;
         while (valid && at < length) at += (size_t)twi_utf8_read(name + at, length - at, &code, &valid);
         if (length == 0 || !valid || strcmp(name, "__metadata__") == 0) why = "is no name for a tensor";
-        else if ((unsigned)weight->dtype >= TW_DTYPE_COUNT) why = "has a dtype that is none";
+        else if (!tw_dtype_size(weight->dtype)) why = "has a dtype that is none";
         else if (weight->rank < 0 || weight->rank > TW_MAX_DIMS || !twi_weight_bytes(weight, &bytes))
             why = "has a shape that is none";
         if (why) {
@@ -16868,6 +16928,7 @@ static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *fil
 /* Is a number NaN or infinite?  Such a file is broken, and everything computed from it would be. */
 static bool twi_all_finite(tw_context *tw, const tw_tensor *t) {
     size_t i, n = (size_t)tw_count(t);
+    if (twi_is_quantized(t->dtype)) return twb_quant_finite(twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data);
     if (t->dtype == TW_F32) {
         float largest = twb_max_abs(&tw->cpu, (ptrdiff_t)n, (const float *)t->data);
         return largest <= 3.402823466e38f;                  /* false for NaN too */
@@ -16894,13 +16955,73 @@ static bool twi_is_taken(const tw_model *m, const tw_weight *w) {
     return false;
 }
 
+/* New numbers for a parameter of another type: among f32, 16 bits and blocks.  Between blocks and 16 bits it goes through
+   f32. */
+static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype) {
+    tw_context *tw = m->region.tw;
+    const bool from_blocks = twi_is_quantized(t->dtype), to_blocks = twi_is_quantized(dtype);
+    tw_tensor fresh = *t;
+    bool good = true;
+    if (tw->planning) { t->dtype = dtype; return true; }
+    if (from_blocks && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32)) return false;
+    fresh.dtype = dtype;
+    if (!twi_allocate_parameter(&m->region, &fresh)) return false;
+    if (to_blocks)
+        good = twb_quantize_packed(&tw->cpu, twi_twb_type(dtype), twi_outputs(t), twi_inputs(t), (twb_type)t->dtype, !t->in_out, t->data, (ptrdiff_t)t->shape[1], fresh.data);
+    else if (from_blocks && dtype == TW_F32) tw_read(t, (float *)fresh.data, tw_count(t));
+    else twb_convert(&tw->cpu, (ptrdiff_t)tw_count(t), t->data, (twb_type)t->dtype, fresh.data, (twb_type)dtype);
+    if (!good) {
+        twi_free(&m->region, fresh.data);
+        twi_fail(tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", t->name, tw_dtype_name(dtype));
+        return false;
+    }
+    if (t->borrowed) twi_forget_pages(&tw->region, t->data, (size_t)tw_bytes_of(t));
+    else twi_free(&m->region, t->data);
+    t->data = fresh.data;
+    t->dtype = dtype;
+    t->borrowed = false;
+    return true;
+}
+
+/* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The type, or TW_F32 where it is none. */
+static tw_dtype twi_quantized_as(const tw_weights *file, const tw_weight *w) {
+    char key[400];
+    const char *format;
+    if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return TW_F32;
+    snprintf(key, sizeof key, "quantized.%s", w->name);
+    format = tw_weights_metadata(file, key);
+    return !format ? TW_F32 : strcmp(format, "q8_0") == 0 ? TW_Q8_0 : strcmp(format, "q4_0") == 0 ? TW_Q4_0 : TW_F32;
+}
+
+/* Rows of blocks become panels; the file's pages are let go. */
+static bool twi_take_blocks(tw_model *m, tw_tensor *t, const tw_weight *w, tw_dtype dtype) {
+    tw_context *tw = m->region.tw;
+    int64_t shape[2];
+    if (!twi_can_quantize(t)) { twi_fail(tw, TW_E_FORMAT, "%s: the file has it quantized, but this parameter cannot be (%s)", t->name, w->file); return false; }
+    shape[0] = twi_outputs(t);
+    shape[1] = (int64_t)twb_quant_row_bytes(twi_twb_type(dtype), twi_inputs(t));
+    if (w->rank != 2 || memcmp(w->shape, shape, sizeof shape) != 0) {
+        twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, %s blocks of %s are %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, tw_dtype_name(dtype), TWI_SHAPE(t),
+                 twi_print_shape(2, shape).s, w->file);
+        return false;
+    }
+    t->dtype = dtype;
+    if (!twi_allocate_parameter(&m->region, t)) return false;
+    twb_quant_pack(&tw->cpu, twi_twb_type(dtype), twi_outputs(t), twi_inputs(t), w->data, t->data);
+    twi_forget_pages(&tw->region, w->data, w->bytes);
+    if (!twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
+    return true;
+}
+
 /* A parameter gets its numbers: f32 that lies aligned in writable memory is used where it is, 16-bit matrices stay 16-bit,
    everything else becomes f32 of the parameter's own; then the file's pages are let go, so that the numbers are in memory once. */
 static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, bool to_f32) {
     tw_context *tw = m->region.tw;
+    tw_dtype quantized = twi_quantized_as(m->weights, w);
     size_t count = (size_t)tw_count(t);
     bool stays_16 = (w->dtype == TW_F16 || w->dtype == TW_BF16) && t->rank >= 2 && !to_f32;
     bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !twi_is_taken(m, w);
+    if (twi_is_quantized(quantized)) return twi_take_blocks(m, t, w, quantized) && (!to_f32 || twi_convert_parameter(m, t, TW_F32));
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -17001,6 +17122,7 @@ static bool twi_untie(tw_model *m, const tw_weights *file) {
         t = tw_add_parameter(m, a->name, tw_shape_of(a->parameter));
         if (!t) return false;
         t->no_decay = a->parameter->no_decay;
+        t->is_matrix = a->parameter->is_matrix;
         *a->user = a->parameter = t;
     }
     return true;
@@ -17120,25 +17242,13 @@ static void twi_free_model_files(tw_model *model) {
 
 /* -- changing the type of the weights ---------------------------------------------------------------------------- */
 
-/* New numbers for a parameter of another type: from f32 to 16 bits or back. */
-static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype) {
-    tw_tensor fresh = *t;
-    fresh.dtype = dtype;
-    if (!twi_allocate_parameter(&m->region, &fresh)) return false;
-    twb_convert(&m->region.tw->cpu, (ptrdiff_t)tw_count(t), t->data, (twb_type)t->dtype, fresh.data, (twb_type)dtype);
-    if (!t->borrowed) twi_free(&m->region, t->data);
-    t->data = fresh.data;
-    t->dtype = dtype;
-    t->borrowed = false;
-    return true;
-}
 TWDEF bool tw_to(tw_model *model, tw_dtype dtype) {
     size_t i;
     if (!model || tw_failed(model->region.tw)) return false;
-    if (dtype > TW_BF16) { twi_fail(model->region.tw, TW_E_UNSUPPORTED, "model: its weights cannot be of type %s", tw_dtype_name(dtype)); return false; }
+    if (!twi_is_weight(dtype)) { twi_fail(model->region.tw, TW_E_UNSUPPORTED, "model: its weights cannot be of type %s", tw_dtype_name(dtype)); return false; }
     for (i = 0; i < model->parameters; i++) {
         tw_tensor *t = model->parameter[i];
-        if (t->dtype == dtype || (dtype != TW_F32 && t->rank < 2) || model->region.tw->planning) continue;
+        if (t->dtype == dtype || (dtype != TW_F32 && t->rank < 2) || (twi_is_quantized(dtype) && !twi_can_quantize(t))) continue;
         if (!twi_convert_parameter(model, t, dtype)) return false;
     }
     return true;
@@ -17167,6 +17277,11 @@ static bool twi_save_config(tw_model *m, const char *folder, tw_dtype dtype) {
         ok = classes && tw_json_push_string(classes, m->name) &&
              tw_json_set_string(copy, "dtype", twi_torch_name(dtype));
         if (ok && tw_json_get(copy, "torch_dtype")) tw_json_remove(copy, "torch_dtype");
+        if (ok && tw_json_get(copy, "quantization_config")) tw_json_remove(copy, "quantization_config");
+        if (ok && twi_is_quantized(dtype)) {
+            tw_json *how = tw_json_set_object(copy, "quantization_config");
+            ok = how && tw_json_set_string(how, "quant_method", "twinkle") && tw_json_set_string(how, "format", dtype == TW_Q8_0 ? "q8_0" : "q4_0");
+        }
     }
     twi_join_path(&path, folder, "config.json");
     ok = ok && !path.failed && tw_json_save(tw, copy, twi_text_string(&path), 2);
@@ -17229,6 +17344,18 @@ static bool twi_save_converted(twi_save_source *s, const void *data, tw_dtype fr
 static bool twi_save_parameter(void *user, size_t index, tw_writer writer) {
     twi_save_source *s = (twi_save_source *)user;
     const tw_tensor *t = s->model->parameter[index];
+    if (twi_is_quantized(t->dtype)) {
+        const size_t bytes = twb_quant_row_bytes(twi_twb_type(t->dtype), twi_inputs(t));
+        void *row = twi_alloc_raw(&s->tw->region, bytes, 1);
+        ptrdiff_t r, rows = twi_outputs(t);
+        bool ok = row != NULL;
+        for (r = 0; ok && r < rows; r++) {
+            twb_quant_unpack_row(twi_twb_type(t->dtype), rows, twi_inputs(t), t->data, r, row);
+            ok = writer.write(writer.user, row, bytes);
+        }
+        twi_free(&s->tw->region, row);
+        return ok;
+    }
     return twi_save_converted(s, t->data, t->dtype, (size_t)tw_count(t), writer);
 }
 static bool twi_save_file_weight(void *user, size_t index, tw_writer writer) {
@@ -17252,6 +17379,14 @@ static bool twi_save_model_weights(tw_model *m, const char *folder, tw_dtype dty
         list[i].dtype = keep ? t->dtype : dtype;
         list[i].rank = t->rank;
         memcpy(list[i].shape, t->shape, sizeof list[i].shape);
+        if (twi_is_quantized(t->dtype)) {
+            char key[400];
+            snprintf(key, sizeof key, "quantized.%s", t->name);
+            ok = tw_json_set_string(metadata, key, t->dtype == TW_Q8_0 ? "q8_0" : "q4_0");
+            list[i].dtype = TW_U8;
+            list[i].shape[0] = twi_outputs(t);
+            list[i].shape[1] = (int64_t)twb_quant_row_bytes(twi_twb_type(t->dtype), twi_inputs(t));
+        }
     }
     twi_join_path(&path, folder, "model.safetensors");
     ok = ok && !path.failed && tw_save_weights_from(tw, twi_text_string(&path), list, m->parameters, metadata, twi_save_parameter, &source);
@@ -17262,20 +17397,30 @@ static bool twi_save_model_weights(tw_model *m, const char *folder, tw_dtype dty
     return ok;
 }
 
+/* What its matrices are quantized to; TW_F32: none is. */
+static tw_dtype twi_quantized_type(const tw_model *model) {
+    size_t i;
+    for (i = 0; model && i < model->parameters; i++) if (twi_is_quantized(model->parameter[i]->dtype)) return model->parameter[i]->dtype;
+    return TW_F32;
+}
+
 static bool twi_save_folder(tw_model *model, const char *folder, tw_dtype dtype, bool keep) {
     tw_context *tw;
     if (!model || tw_failed(model->region.tw)) return false;
     tw = model->region.tw;
     if (!folder || !folder[0]) { twi_fail(tw, TW_E_ARGUMENT, "save: no folder was named"); return false; }
-    if (!keep && dtype > TW_BF16) { twi_fail(tw, TW_E_UNSUPPORTED, "save: weights cannot be written as %s", tw_dtype_name(dtype)); return false; }
+    if (!keep && (dtype > TW_BF16 || twi_quantized_type(model) != TW_F32)) {
+        twi_fail(tw, TW_E_UNSUPPORTED, "save: weights cannot be written as %s: tw_to first, then tw_save_pretrained", tw_dtype_name(dtype));
+        return false;
+    }
     return twi_make_folders(tw, folder) && twi_save_model_weights(model, folder, dtype, keep) &&
            (!model->tokenizer || tw_save_tokenizer(model->tokenizer, folder)) &&
            twi_save_generation_config(model, folder) && twi_save_config(model, folder, dtype);
 }
 TWDEF bool tw_save_pretrained(tw_model *model, const char *folder) {
-    tw_dtype dtype = TW_F32;                                   /* of the matrices: what config.json calls the model's */
+    tw_dtype dtype = twi_quantized_type(model);                /* of the matrices: what config.json calls the model's */
     size_t i;
-    for (i = 0; model && i < model->parameters; i++) if (model->parameter[i]->rank >= 2) { dtype = model->parameter[i]->dtype; break; }
+    for (i = 0; dtype == TW_F32 && model && i < model->parameters; i++) if (model->parameter[i]->rank >= 2) { dtype = model->parameter[i]->dtype; break; }
     return twi_save_folder(model, folder, dtype, true);
 }
 TWDEF bool tw_save_pretrained_as(tw_model *model, const char *folder, tw_dtype dtype) { return twi_save_folder(model, folder, dtype, false); }
@@ -17340,23 +17485,39 @@ static bool twi_convert_config(tw_context *tw, const char *from_folder, const ch
     return ok;
 }
 
+/* To blocks and from them: through the model. */
+static bool twi_convert_model(tw_context *tw, const char *from_folder, const char *to_folder, tw_dtype dtype) {
+    tw_load_desc how;
+    tw_model *m;
+    bool ok;
+    memset(&how, 0, sizeof how);
+    how.no_tokenizer = true;
+    m = tw_from_pretrained_with(tw, from_folder, &how);
+    ok = m && tw_to(m, dtype) && tw_save_pretrained(m, to_folder);
+    tw_model_free(m);
+    return ok;
+}
+
 TWDEF bool tw_convert_pretrained(tw_context *tw, const char *from_folder, const char *to_folder, tw_dtype dtype) {
     static const char *const others[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
                                           "vocab.txt", "spiece.model", "cog-pretrain.model", "generation_config.json" };
     twi_text path;
     tw_weights *file;
     size_t i;
-    bool ok;
+    bool ok, by_model;
     if (!tw || tw_failed(tw)) return false;
     if (!from_folder || !to_folder) { twi_fail(tw, TW_E_ARGUMENT, "convert: no folder was named"); return false; }
-    if (dtype > TW_BF16) { twi_fail(tw, TW_E_UNSUPPORTED, "convert: weights cannot be written as %s", tw_dtype_name(dtype)); return false; }
+    if (!twi_is_weight(dtype)) { twi_fail(tw, TW_E_UNSUPPORTED, "convert: weights cannot be written as %s", tw_dtype_name(dtype)); return false; }
     file = tw_open_weights(tw, from_folder);
     if (!file) return false;
+    by_model = twi_is_quantized(dtype);
+    for (i = 0; !by_model && i < tw_weights_count(file); i++) by_model = twi_is_quantized(twi_quantized_as(file, tw_weights_at(file, i)));
     path = twi_text_new(&tw->region);
     twi_join_path(&path, to_folder, "model.safetensors");
-    ok = !path.failed && twi_make_folders(tw, to_folder) && twi_convert_weights(tw, file, twi_text_string(&path), dtype);
+    ok = !path.failed && twi_make_folders(tw, to_folder) &&
+         (by_model ? twi_convert_model(tw, from_folder, to_folder, dtype) : twi_convert_weights(tw, file, twi_text_string(&path), dtype));
     for (i = 0; ok && i < sizeof others / sizeof *others; i++) ok = twi_copy_file(tw, from_folder, to_folder, others[i]);
-    ok = ok && twi_convert_config(tw, from_folder, to_folder, dtype);
+    ok = ok && (by_model || twi_convert_config(tw, from_folder, to_folder, dtype));
     twi_text_free(&path);
     tw_close_weights(file);
     return ok;
@@ -18242,6 +18403,11 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
     copy = twi_copy_object(dry, config);
     m = copy ? twi_build_model(dry, copy, NULL, true) : NULL;
     memset(&batch, 0, sizeof batch);
+    if (m && !d.training && d.dtype != TW_F32 && tw_to(m, d.dtype)) {
+        int64_t i;
+        dry->planned_weights = 0;
+        for (i = 0; i < tw_parameter_count(m); i++) dry->planned_weights += twi_round_up((size_t)tw_bytes_of(tw_parameter_at(m, i)));
+    }
     ids = m ? tw_ids(dry, tw_shape2(d.batch, d.sequence), NULL) : NULL;
     if (ids && tw_batch_set(&batch, "input_ids", ids)) {
         plan.parameters = tw_num_parameters(m, false);

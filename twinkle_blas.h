@@ -249,6 +249,8 @@ TWBDEF bool   twb_quantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n
                                   const void *b, ptrdiff_t ldb, void *packed);
 TWBDEF bool   twb_quant_finite(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed);        /* no scale is NaN or infinite */
 TWBDEF void   twb_quant_unpack_row(twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed, ptrdiff_t row, void *blocks);
+/* All of it as floats: y is [n,k] with trans_b, else [k,n]. */
+TWBDEF void   twb_dequantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed, bool trans_b, float *y, ptrdiff_t ldy);
 /* y[i] = row ids[i] as floats; ids NULL: rows 0, 1, ... */
 TWBDEF void   twb_quant_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *packed,
                                   float *y, ptrdiff_t ldy);
@@ -274,7 +276,7 @@ TWBDEF void   twb_ref_quant_gemm(const twb_gemm_args *args);
 typedef struct twb_linear_cross_entropy_args {
     ptrdiff_t rows, hidden_size, vocab;
     const float *hidden; ptrdiff_t ld_hidden;        /* [rows, hidden_size] */
-    const void *weight; twb_type weight_type; ptrdiff_t ld_weight;  /* [vocab, hidden_size] */
+    const void *weight; twb_type weight_type; ptrdiff_t ld_weight;  /* [vocab, hidden_size]; Q8_0, Q4_0: packed, and without gradients */
     const int32_t *labels; int32_t ignore_index; float label_smoothing;
     float *losses;                                   /* [rows]: each row's loss, 0 where ignored */
     float *d_hidden; ptrdiff_t ld_d_hidden;          /* [rows, hidden_size] overwritten; NULL: no gradients wanted */
@@ -1015,7 +1017,7 @@ typedef struct twb_quant_job {
 /* looking rows up: a task is one row */
 typedef struct twb_quant_rows_job {
     twb_type type;
-    ptrdiff_t dim, ldy;
+    ptrdiff_t dim, ld_row, ld_number;       /* of y */
     const int32_t *ids;
     const unsigned char *packed;
     float *y;
@@ -1650,15 +1652,19 @@ TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
 TWBDEF size_t twb_quant_row_bytes(twb_type type, ptrdiff_t k) { return (size_t)(twb_quant_blocks(k) * twb_quant_block_bytes(type)); }
 
 TWBDEF bool twb_quantize(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t k, const float *x, ptrdiff_t ldx, void *blocks) {
-    unsigned char *to = (unsigned char *)blocks;
+    const ptrdiff_t count = twb_quant_blocks(k), bytes = twb_quant_block_bytes(type);
     bool good = true;
-    ptrdiff_t r, b;
+    ptrdiff_t r, b, c, l;
     for (r = 0; r < rows; r++)
-        for (b = 0; b < k; b += TWB_QUANT_BLOCK, to += twb_quant_block_bytes(type)) {
-            float piece[TWB_QUANT_BLOCK] = {0};
-            memcpy(piece, x + r * ldx + b, (size_t)twb_min_size(k - b, TWB_QUANT_BLOCK) * sizeof *piece);
-            TWB_PICK(cpu->isa, twb_quantize_block)(type, piece, to);
-            if (twb_quant_scale(to) != twb_quant_scale(to)) good = false;
+        for (b = 0; b < count; b += 16) {                 /* sixteen blocks of a row at a time, one in each lane */
+            float lanes[TWB_QUANT_BLOCK * 16] = {0};
+            unsigned char made[16 * 34];
+            const ptrdiff_t some = twb_min_size(count - b, 16);
+            for (c = 0; c < some; c++)
+                for (l = 0; l < TWB_QUANT_BLOCK && (b + c) * TWB_QUANT_BLOCK + l < k; l++) lanes[16 * l + c] = x[r * ldx + (b + c) * TWB_QUANT_BLOCK + l];
+            TWB_PICK(cpu->isa, twb_quantize_blocks)(type, lanes, made);
+            memcpy((unsigned char *)blocks + (r * count + b) * bytes, made, (size_t)(some * bytes));
+            for (c = 0; c < some; c++) if ((made[c * bytes + 1] & 0x7Cu) == 0x7Cu) good = false;
         }
     return good;
 }
@@ -1719,25 +1725,38 @@ TWBDEF void twb_quant_unpack_row(twb_type type, ptrdiff_t n, ptrdiff_t k, const 
 
 static void twb_quant_lookup(void *arg, int worker) {
     twb_quant_rows_job *job = (twb_quant_rows_job *)arg;
-    ptrdiff_t task = -1, b;
+    ptrdiff_t task = -1, b, i;
     while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
         const ptrdiff_t row = job->ids ? job->ids[task] : task;
-        float *y = job->y + task * job->ldy;
         for (b = 0; b < twb_quant_blocks(job->dim); b++) {
+            const ptrdiff_t count = twb_min_size(job->dim - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK);
+            float *y = job->y + task * job->ld_row + b * TWB_QUANT_BLOCK * job->ld_number, numbers[TWB_QUANT_BLOCK];
             unsigned char block[34];
             twb_quant_take(job->type, job->packed + twb_quant_at(job->type, job->dim, row / TWB_PANEL, b), row % TWB_PANEL, block);
-            twb_dequantize(job->type, 1, twb_min_size(job->dim - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK), block, y + b * TWB_QUANT_BLOCK, 0);
+            twb_dequantize(job->type, 1, count, block, numbers, 0);
+            for (i = 0; i < count; i++) y[i * job->ld_number] = numbers[i];
         }
     }
+}
+static void twb_quant_read_rows(const twb_cpu *cpu, twb_quant_rows_job *job, ptrdiff_t rows) {
+    job->queue.count = rows;
+    job->queue.workers = cpu->threads > 1 && rows * job->dim > 65536 ? (int)twb_min_size(cpu->threads, rows) : 1;
+    twb_parallel(cpu, job->queue.workers, twb_quant_lookup, job);
 }
 TWBDEF void twb_quant_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrdiff_t dim, const int32_t *ids, const void *packed,
                                 float *y, ptrdiff_t ldy) {
     twb_quant_rows_job job;
     memset(&job, 0, sizeof job);
-    job.type = type; job.dim = dim; job.ids = ids; job.packed = (const unsigned char *)packed; job.y = y; job.ldy = ldy;
-    job.queue.count = rows;
-    job.queue.workers = cpu->threads > 1 && rows * dim > 65536 ? (int)twb_min_size(cpu->threads, rows) : 1;
-    twb_parallel(cpu, job.queue.workers, twb_quant_lookup, &job);
+    job.type = type; job.dim = dim; job.ids = ids; job.packed = (const unsigned char *)packed; job.y = y;
+    job.ld_row = ldy; job.ld_number = 1;
+    twb_quant_read_rows(cpu, &job, rows);
+}
+TWBDEF void twb_dequantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, const void *packed, bool trans_b, float *y, ptrdiff_t ldy) {
+    twb_quant_rows_job job;
+    memset(&job, 0, sizeof job);
+    job.type = type; job.dim = k; job.packed = (const unsigned char *)packed; job.y = y;
+    job.ld_row = trans_b ? ldy : 1; job.ld_number = trans_b ? 1 : ldy;
+    twb_quant_read_rows(cpu, &job, n);
 }
 
 /* Tasks: few enough rows that A's bytes stay in the L2 while the panels pass; then, for several workers, columns and
@@ -1854,6 +1873,7 @@ static void twb_loss_make_plan(const twb_cpu *cpu, const twb_linear_cross_entrop
     plan->logits.alpha = plan->d_hidden.alpha = plan->d_weight.alpha = 1;
     /* fewer rows than planned may be cut otherwise: room for the widest blocks */
     gemm = (size_t)(cpu->threads > 1 ? cpu->threads : 1) * (TWB_STRIP_FLOATS + TWB_BLOCK_FLOATS) * sizeof(float) + 64;
+    if (args->weight_type >= TWB_Q8_0) gemm = twb_quant_gemm_scratch(cpu, &plan->logits);
     plan->at_index = twb_loss_piece(&plan->bytes, (size_t)plan->rows * sizeof(ptrdiff_t));
     plan->at_state = twb_loss_piece(&plan->bytes, (size_t)plan->rows * sizeof(twb_row_loss));
     plan->at_hidden = twb_loss_piece(&plan->bytes, (size_t)plan->rows * (size_t)args->hidden_size * sizeof(float));
@@ -1913,7 +1933,10 @@ TWBDEF void twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cross_
             logits.b = args->weight_type == TWB_F32 ? (const void *)((const float *)args->weight + first * args->ld_weight)
                                                     : (const void *)((const uint16_t *)args->weight + first * args->ld_weight);
             logits.c = job.logits;
-            twb_gemm(cpu, &logits, gemm_scratch);
+            if (args->weight_type >= TWB_Q8_0) {          /* a chunk begins with a panel */
+                logits.b = (const unsigned char *)args->weight + twb_quant_at(args->weight_type, args->hidden_size, first / TWB_PANEL, 0);
+                twb_quant_gemm(cpu, &logits, gemm_scratch);
+            } else twb_gemm(cpu, &logits, gemm_scratch);
             job.first = first;
             job.queue.next = 0; job.queue.count = rows;
             job.queue.workers = cpu->threads > 1 && rows * job.columns > 16384 ? cpu->threads : 1;
@@ -4200,51 +4223,79 @@ TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
             }
 }
 
-/* One block from f32, q4_0.  The number farthest from zero, `top`, is put on one of a few places of the scale, -8 to 7;
-   the rest is rounded, and for these whole numbers the best scale is known: d = sum(x q) / sum(q q).  Of all places the one
-   is taken whose squared error is least.  The first is d = top / -8, which loses nothing of `top`. */
-TWB_FN void TWB_NAME(twb_quantize_q4)(const float *x, unsigned char *block) {
-    static const float places[12] = { -8, -8.4f, -7.6f, -7.2f, -6.8f, -6.4f, -6, 7.4f, 7, 6.6f, 6.2f, 5.8f };
-    const twb_v low = twb_load(x), high = twb_load(x + 16), least = twb_set1(-8.0f), most = twb_set1(7.0f);
-    float bad = twb_hsum(twb_add(twb_sub(low, low), twb_sub(high, high))), top = 0, best = 0, error = 0, q[TWB_QUANT_BLOCK];
-    uint16_t half;
-    int i, place, again;
-    for (i = 0; i < TWB_QUANT_BLOCK; i++) if (fabsf(x[i]) > fabsf(top)) top = x[i];
-    for (place = 0; place < 12 && bad >= 0; place++) {
-        float d = top / places[place];
-        for (again = 0; again < (place ? 2 : 1); again++) {
-            twb_v inverse, a, b, miss_a, miss_b;
-            float e;
-            d = twb_f16_to_f32(twb_f32_to_f16(d));
-            inverse = twb_set1(d < 0 || d > 0 ? 1.0f / d : 0.0f);
-            a = twb_min(twb_max(twb_round(twb_mul(low, inverse)), least), most);
-            b = twb_min(twb_max(twb_round(twb_mul(high, inverse)), least), most);
-            miss_a = twb_fnma(a, twb_set1(d), low);
-            miss_b = twb_fnma(b, twb_set1(d), high);
-            e = twb_hsum(twb_fma(miss_a, miss_a, twb_mul(miss_b, miss_b)));
-            if ((place == 0 && again == 0) || e < error) { error = e; best = d; }
-            if (again == 0 && place) {
-                float square = twb_hsum(twb_fma(a, a, twb_mul(b, b)));
-                if (square > 0) d = twb_hsum(twb_fma(a, low, twb_mul(b, high))) / square;
-            }
+/* Sixteen blocks from f32, q4_0, one in each lane; x [32][16].  The number farthest from zero, `top`, is put on one of a few
+   places of the scale, -8 to 7, and the rest is rounded.  For given whole numbers q the best scale is d = sum(x q) / sum(q q), with
+   squared error sum(x x) - sum(x q)^2 / sum(q q): the place with the largest second term wins.  As d is rounded to an f16
+   at the end, it must still beat d = top / -8, which loses nothing of `top`. */
+TWB_VFN twb_v TWB_NAME(twb_q4_round)(twb_v x, twb_v inverse) {
+    return twb_min(twb_max(twb_round(twb_mul(x, inverse)), twb_set1(-8.0f)), twb_set1(7.0f));
+}
+TWB_VFN twb_v TWB_NAME(twb_q4_inverse)(twb_v d) {         /* 1 / d, and 0 where d is 0 */
+    return twb_sel_lt(twb_set1(0.0f), twb_abs(d), twb_div(twb_set1(1.0f), d), twb_set1(0.0f));
+}
+TWB_FN void TWB_NAME(twb_quantize_q4)(const float *x, unsigned char *blocks) {
+    static const float places[16] = { -8, -8.8f, -8.4f, -7.7f, -7.4f, -7.1f, -6.8f, -6.4f, -6, 8, 7.7f, 7.4f, 7.1f, 6.8f, 6.4f, 6 };
+    const twb_v zero = twb_set1(0.0f);
+    twb_v top = zero, bad = zero, best = zero, gain = zero, error[2], inverse;
+    float scale[2][16], miss[2][16], wrong[16], q[TWB_QUANT_BLOCK][16];
+    int i, lane, place, choice;
+    for (i = 0; i < TWB_QUANT_BLOCK; i++) {
+        const twb_v v = twb_load(x + 16 * i);
+        top = twb_sel_lt(twb_abs(top), twb_abs(v), v, top);
+        bad = twb_add(bad, twb_sub(v, v));                /* NaN where a number is not finite */
+    }
+    for (place = 0; place < 16; place++) {
+        twb_v product = zero, square = zero, d, better;
+        inverse = TWB_NAME(twb_q4_inverse)(twb_mul(top, twb_set1(1.0f / places[place])));
+        for (i = 0; i < TWB_QUANT_BLOCK; i++) {
+            const twb_v v = twb_load(x + 16 * i), w = TWB_NAME(twb_q4_round)(v, inverse);
+            product = twb_fma(v, w, product);
+            square = twb_fma(w, w, square);
+        }
+        d = twb_mul(product, TWB_NAME(twb_q4_inverse)(square));
+        better = twb_mul(d, product);
+        best = twb_sel_lt(gain, better, d, best);
+        gain = twb_sel_lt(gain, better, better, gain);
+    }
+    twb_store(wrong, bad);
+    twb_store(scale[0], twb_mul(top, twb_set1(-0.125f)));
+    twb_store(scale[1], best);
+    for (choice = 0; choice < 2; choice++) {
+        for (lane = 0; lane < 16; lane++) scale[choice][lane] = twb_f16_to_f32(twb_f32_to_f16(scale[choice][lane]));
+        inverse = TWB_NAME(twb_q4_inverse)(twb_load(scale[choice]));
+        error[choice] = zero;
+        for (i = 0; i < TWB_QUANT_BLOCK; i++) {
+            const twb_v v = twb_load(x + 16 * i), off = twb_fnma(TWB_NAME(twb_q4_round)(v, inverse), twb_load(scale[choice]), v);
+            error[choice] = twb_fma(off, off, error[choice]);
+        }
+        twb_store(miss[choice], error[choice]);
+    }
+    for (lane = 0; lane < 16; lane++) {
+        if (miss[1][lane] < miss[0][lane]) scale[0][lane] = scale[1][lane];
+        if (!(wrong[lane] >= 0) || (twb_f32_to_f16(scale[0][lane]) & 0x7C00u) == 0x7C00u) scale[0][lane] = twb_bits_float(0x7FC00000u);
+    }
+    inverse = TWB_NAME(twb_q4_inverse)(twb_load(scale[0]));
+    for (i = 0; i < TWB_QUANT_BLOCK; i++) twb_store(q[i], TWB_NAME(twb_q4_round)(twb_load(x + 16 * i), inverse));
+    for (lane = 0; lane < 16; lane++) {
+        unsigned char *block = blocks + 18 * lane;
+        const uint16_t half = twb_f32_to_f16(scale[0][lane]);
+        block[0] = (unsigned char)(half & 0xFFu);
+        block[1] = (unsigned char)(half >> 8);
+        for (i = 0; i < 16; i++) {                        /* NaN fails the comparison and becomes 0 */
+            const int low = q[i][lane] >= -8 ? (int)q[i][lane] + 8 : 8, high = q[i + 16][lane] >= -8 ? (int)q[i + 16][lane] + 8 : 8;
+            block[2 + i] = (unsigned char)(low | high << 4);
         }
     }
-    half = twb_f32_to_f16(best);
-    if (!(bad >= 0) || (half & 0x7C00u) == 0x7C00u) { half = 0x7E00u; best = 0; }
-    {
-        const twb_v inverse = twb_set1(best < 0 || best > 0 ? 1.0f / best : 0.0f);
-        twb_store(q, twb_min(twb_max(twb_round(twb_mul(low, inverse)), least), most));
-        twb_store(q + 16, twb_min(twb_max(twb_round(twb_mul(high, inverse)), least), most));
-    }
-    block[0] = (unsigned char)(half & 0xFFu);
-    block[1] = (unsigned char)(half >> 8);
-    for (i = 0; i < 16; i++) {                            /* NaN fails both comparisons and becomes 0 */
-        int a = q[i] >= -8 ? (int)q[i] + 8 : 8, b = q[i + 16] >= -8 ? (int)q[i + 16] + 8 : 8;
-        block[2 + i] = (unsigned char)(a | b << 4);
-    }
 }
-TWB_FN void TWB_NAME(twb_quantize_block)(twb_type type, const float *x, unsigned char *block) {
-    if (type == TWB_Q8_0) twb_quantize_q8(x, block); else TWB_NAME(twb_quantize_q4)(x, block);
+/* Sixteen blocks, x [32][16], as above. */
+TWB_FN void TWB_NAME(twb_quantize_blocks)(twb_type type, const float *x, unsigned char *blocks) {
+    float numbers[TWB_QUANT_BLOCK];
+    int lane, i;
+    if (type == TWB_Q4_0) { TWB_NAME(twb_quantize_q4)(x, blocks); return; }
+    for (lane = 0; lane < 16; lane++) {
+        for (i = 0; i < TWB_QUANT_BLOCK; i++) numbers[i] = x[16 * i + lane];
+        twb_quantize_q8(numbers, blocks + 34 * lane);
+    }
 }
 
 TWB_FN void TWB_NAME(twb_quant_pack_worker)(void *arg, int worker) {
@@ -4253,29 +4304,24 @@ TWB_FN void TWB_NAME(twb_quant_pack_worker)(void *arg, int worker) {
     ptrdiff_t task = -1, b, c, l;
     while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count)
         for (b = 0; b < blocks; b++) {
-            unsigned char *panel = job->packed + twb_quant_at(job->type, job->k, task, b), block[34];
-            const ptrdiff_t depth = twb_min_size(job->k - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK);
-            float x[TWB_PANEL][TWB_QUANT_BLOCK];
-            if (!job->blocks) {
-                memset(x, 0, sizeof x);
-                for (c = 0; c < TWB_PANEL && task * TWB_PANEL + c < job->n && job->trans_b; c++) {
+            unsigned char *panel = job->packed + twb_quant_at(job->type, job->k, task, b), made[16 * 34];
+            const ptrdiff_t depth = twb_min_size(job->k - b * TWB_QUANT_BLOCK, TWB_QUANT_BLOCK), columns = twb_min_size(job->n - task * TWB_PANEL, TWB_PANEL);
+            if (job->blocks) {                            /* rows beyond the last are all zero, their scale too */
+                memset(made, 0, sizeof made);
+                for (c = 0; c < columns; c++) memcpy(made + c * bytes, job->blocks + ((task * TWB_PANEL + c) * blocks + b) * bytes, (size_t)bytes);
+            } else {
+                float x[TWB_QUANT_BLOCK * TWB_PANEL] = {0}, row[TWB_QUANT_BLOCK];
+                for (c = 0; c < columns && job->trans_b; c++) {
                     const ptrdiff_t at = (task * TWB_PANEL + c) * job->ldb + b * TWB_QUANT_BLOCK;
-                    for (l = 0; l < depth; l += 16) twb_store(&x[c][l], TWB_NAME(twb_get_type)(job->b, job->b_type, at + l, twb_min_size(depth - l, 16)));
+                    for (l = 0; l < depth; l += 16) twb_store(row + l, TWB_NAME(twb_get_type)(job->b, job->b_type, at + l, twb_min_size(depth - l, 16)));
+                    for (l = 0; l < depth; l++) x[16 * l + c] = row[l];
                 }
-                for (l = 0; l < depth && !job->trans_b; l++) {
-                    float row[TWB_PANEL];
-                    const ptrdiff_t at = (b * TWB_QUANT_BLOCK + l) * job->ldb + task * TWB_PANEL;
-                    twb_store(row, TWB_NAME(twb_get_type)(job->b, job->b_type, at, twb_min_size(job->n - task * TWB_PANEL, 16)));
-                    for (c = 0; c < TWB_PANEL; c++) x[c][l] = row[c];
-                }
+                for (l = 0; l < depth && !job->trans_b; l++)
+                    twb_store(x + 16 * l, TWB_NAME(twb_get_type)(job->b, job->b_type, (b * TWB_QUANT_BLOCK + l) * job->ldb + task * TWB_PANEL, columns));
+                TWB_NAME(twb_quantize_blocks)(job->type, x, made);
+                memset(made + columns * bytes, 0, (size_t)((TWB_PANEL - columns) * bytes));
             }
-            for (c = 0; c < TWB_PANEL; c++) {             /* rows beyond the last have scale 0 */
-                const unsigned char *from = block;
-                if (task * TWB_PANEL + c >= job->n) memset(block, 0, sizeof block);
-                else if (job->blocks) from = job->blocks + ((task * TWB_PANEL + c) * blocks + b) * bytes;
-                else TWB_NAME(twb_quantize_block)(job->type, x[c], block);
-                twb_quant_give(job->type, from, c, panel);
-            }
+            for (c = 0; c < TWB_PANEL; c++) twb_quant_give(job->type, made + c * bytes, c, panel);
         }
 }
 #undef twb_bytes

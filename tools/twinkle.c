@@ -210,9 +210,9 @@ static double option_real(const arguments *a, const char *name, double otherwise
     return text ? strtod(text, NULL) : otherwise;
 }
 
-/* The dtypes of --dtype; those without a number come later. */
-static const struct dtype_name { const char *name; int dtype; } dtype_names[] = {
-    { "f32", TW_F32 }, { "f16", TW_F16 }, { "bf16", TW_BF16 }, { "q8_0", -1 }, { "q4_0", -1 }
+/* The dtypes of --dtype.  int8 is another name of q8_0: int8 weights, and activations quantized to int8 on the fly. */
+static const struct dtype_name { const char *name; tw_dtype dtype; } dtype_names[] = {
+    { "f32", TW_F32 }, { "f16", TW_F16 }, { "bf16", TW_BF16 }, { "q8_0", TW_Q8_0 }, { "q4_0", TW_Q4_0 }, { "int8", TW_Q8_0 }
 };
 
 static const struct dtype_name *dtype_named(const char *name) {
@@ -221,14 +221,11 @@ static const struct dtype_name *dtype_named(const char *name) {
     return NULL;
 }
 
-/* The dtype asked for; false with an error where this version does not have it. */
-static bool option_dtype(const arguments *a, tw_dtype otherwise, tw_dtype *out) {
+/* The dtype asked for. */
+static tw_dtype option_dtype(const arguments *a, tw_dtype otherwise) {
     const char *name = option_text(a, "--dtype", NULL);
     const struct dtype_name *found = name ? dtype_named(name) : NULL;
-    *out = found && found->dtype >= 0 ? (tw_dtype)found->dtype : otherwise;
-    if (!found || found->dtype >= 0) return true;
-    fail(a->tw, TW_E_UNSUPPORTED, "%s: this version has no quantized weights (f32, f16, bf16)", name);
-    return false;
+    return found ? found->dtype : otherwise;
 }
 
 /* Reads "1,2,3" into ids (room for as many as there are commas + 1); how many, or -1. */
@@ -258,7 +255,7 @@ static int check_value(const option *o, const char *value) {
     errno = 0;
     switch (o->kind) {
     case FLAG: case TEXT: return 0;
-    case DTYPE: return dtype_named(value) ? 0 : wrong("%s: \"%.40s\" is no dtype (f32, f16, bf16, q8_0, q4_0)", name, value);
+    case DTYPE: return dtype_named(value) ? 0 : wrong("%s: \"%.40s\" is no dtype (f32, f16, bf16, q8_0, int8, q4_0)", name, value);
     case IDS: return read_ids(value, NULL) >= 0 ? 0 : wrong("%s: \"%.40s\" is no list of token ids such as 1,2,3 (command line)", name, value);
     case WHOLE: number = (double)strtoll(value, &end, 10); break;
     case REAL: number = strtod(value, &end); break;
@@ -353,7 +350,7 @@ static weight_totals total_weights(const tw_model *model) {
     memset(&total, 0, sizeof total);
     for (i = 0; i < tw_parameter_count(model); i++) {
         const tw_tensor *t = tw_parameter_at(model, i);
-        total.bytes += tw_count(t) * (int64_t)tw_dtype_size(tw_dtype_of(t));
+        total.bytes += tw_bytes_of(t);
         total.of_dtype[tw_dtype_of(t)] += tw_count(t);
     }
     return total;
@@ -665,7 +662,7 @@ static const option generate_options[] = {
     { "--repetition-penalty", "X", REAL, 1e-6, 1e6, "divide what was there already by X (default: 1)" },
     { "--no-repeat-ngram-size", "N", WHOLE, 0, LARGEST, "no N tokens in a row twice (default: 0, off)" },
     { "--eos-token-id", "1,2", IDS, 0, 0, "the end token, instead of the model's" },
-    { "--dtype", "NAME", DTYPE, 0, 0, "weights in memory: f32, f16, bf16 (default: as in the file)" },
+    { "--dtype", "NAME", DTYPE, 0, 0, "weights in memory: f32, f16, bf16, q8_0, q4_0 (default: as in the file)" },
     { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
 };
 
@@ -776,7 +773,7 @@ static int run_generate(arguments *a) {
     int64_t count = 0, end_count = 0;
     if (option_given(a, "--prompt") == option_given(a, "--ids")) return wrong("generate: wants either --prompt S or --ids 1,2,3 (see twinkle generate --help)");
     if (option_given(a, "--sample") && option_given(a, "--greedy")) return wrong("generate: --greedy and --sample exclude each other (command line)");
-    if (!option_dtype(a, TW_F32, &dtype)) return status_of(tw);
+    dtype = option_dtype(a, TW_F32);
     model = open_model(a, a->operand[0], false, false);
     if (model && option_given(a, "--dtype")) tw_to(model, dtype);
     if (option_given(a, "--eos-token-id")) {
@@ -1703,55 +1700,101 @@ static const option eval_options[] = {
     { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
 };
 
-static int run_eval(arguments *a) {
-    tw_context *tw = a->tw;
+/* What a model is worth on a file of data. */
+typedef struct worth { double loss, accuracy; int64_t rows, bytes; bool language; } worth;
+
+static worth evaluate_folder(arguments *a, const char *folder) {
     tw_dataset_desc how;
-    tw_model *model;
     tw_dataset *data = NULL;
-    double loss = (double)NAN, accuracy = (double)NAN;
-    if (!option_given(a, "--data")) return wrong("eval: wants --data F (see twinkle eval --help)");
+    tw_model *model = open_model(a, folder, false, false);
+    const char *class_name = tw_class_of(model);
+    worth w = { (double)NAN, (double)NAN, 0, 0, false };
     memset(&how, 0, sizeof how);
     how.batch_size = option_whole(a, "--batch-size", 8);
     how.block_size = option_whole(a, "--block-size", 0);
     how.quiet = true;
-    model = open_model(a, a->operand[0], false, false);
     if (model) data = tw_dataset_from_file(model, option_text(a, "--data", ""), &how);
     if (data) {
         tw_add_metric(model, "loss", TW_EVALUATION);
         if (has_classes(model)) tw_add_metric(model, "accuracy", TW_EVALUATION);
-        evaluate(model, data, &loss, &accuracy);
+        evaluate(model, data, &w.loss, &w.accuracy);
+        w.rows = tw_dataset_rows(data);
+        w.bytes = total_weights(model).bytes;
+        w.language = strstr(class_name, "LMHead") || strstr(class_name, "CausalLM") || strstr(class_name, "ConditionalGeneration") ||
+                     strcmp(class_name, "GLMModel") == 0 || strcmp(class_name, "GLMForSeq2Seq") == 0;
     }
+    tw_dataset_free(data);
+    tw_model_free(model);
+    return w;
+}
+
+static int run_eval(arguments *a) {
+    tw_context *tw = a->tw;
+    worth w;
+    if (!option_given(a, "--data")) return wrong("eval: wants --data F (see twinkle eval --help)");
+    w = evaluate_folder(a, a->operand[0]);
     if (!tw_failed(tw)) {
         tw_json *o = tw_json_object(tw);
-        const char *class_name = tw_class_of(model);
-        bool language = strstr(class_name, "LMHead") || strstr(class_name, "CausalLM") || strstr(class_name, "ConditionalGeneration") ||
-                        strcmp(class_name, "GLMModel") == 0 || strcmp(class_name, "GLMForSeq2Seq") == 0;
-        set_unless_nan(o, "loss", loss);
-        if (language) set_unless_nan(o, "perplexity", exp(loss));
-        set_unless_nan(o, "accuracy", accuracy);
-        tw_json_set_int(o, "rows", tw_dataset_rows(data));
+        set_unless_nan(o, "loss", w.loss);
+        if (w.language) set_unless_nan(o, "perplexity", exp(w.loss));
+        set_unless_nan(o, "accuracy", w.accuracy);
+        tw_json_set_int(o, "rows", w.rows);
         if (option_given(a, "--json")) { print_json(tw, o); }
         else {
-            printf("loss         %.6f\n", loss);
-            if (language) printf("perplexity   %.4f\n", exp(loss));
-            if (!isnan(accuracy)) printf("accuracy     %.2f %%\n", 100 * accuracy);
-            printf("rows         %lld\n", (long long)tw_dataset_rows(data));
+            printf("loss         %.6f\n", w.loss);
+            if (w.language) printf("perplexity   %.4f\n", exp(w.loss));
+            if (!isnan(w.accuracy)) printf("accuracy     %.2f %%\n", 100 * w.accuracy);
+            printf("rows         %lld\n", (long long)w.rows);
             tw_json_free(o);
         }
     }
-    tw_dataset_free(data);
     return status_of(tw);
 }
 
 /* ---- convert ------------------------------------------------------------------------------------------------- */
 
-static const option convert_options[] = { { "--dtype", "NAME", DTYPE, 0, 0, "f32, f16 or bf16 (rounded to nearest even)" } };
+static const option convert_options[] = {
+    { "--dtype", "NAME", DTYPE, 0, 0, "f32, f16 or bf16 (rounded to nearest even), q8_0 or q4_0 (blocks of 32 with one scale)" },
+    { "--data", "F", TEXT, 0, 0, "measures both models on it and prints the change: .txt, .jsonl or .safetensors" },
+    { "--batch-size", "N", WHOLE, 1, 1e6, "rows at a time (default: 8)" },
+    { "--block-size", "N", WHOLE, 1, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
+    { "--task", "NAME", TEXT, 0, 0, "the head to measure instead of the one in config.json" }
+};
+
+static void report_change(arguments *a, tw_dtype dtype, const char *what, double scale, double before, double after, tw_json *o) {
+    char name[64];
+    double change = 100 * (after / before - 1);
+    if (isnan(before) || isnan(after)) return;
+    if (!option_given(a, "--json")) { printf("%-12s %.4f -> %.4f  (%+.3f %% with %s)\n", what, scale * before, scale * after, change, tw_dtype_name(dtype)); return; }
+    snprintf(name, sizeof name, "%s_before", what);
+    tw_json_set_number(o, name, before);
+    snprintf(name, sizeof name, "%s_after", what);
+    tw_json_set_number(o, name, after);
+    snprintf(name, sizeof name, "%s_change_percent", what);
+    tw_json_set_number(o, name, change);
+}
 
 static int run_convert(arguments *a) {
-    tw_dtype dtype;
-    if (!option_given(a, "--dtype")) return wrong("convert: wants --dtype f32, f16 or bf16 (see twinkle convert --help)");
-    if (option_dtype(a, TW_F32, &dtype)) tw_convert_pretrained(a->tw, a->operand[0], a->operand[1], dtype);
-    return status_of(a->tw);
+    tw_context *tw = a->tw;
+    tw_dtype dtype = option_dtype(a, TW_F32);
+    const char *from = a->operand[0], *to = a->operand[1];
+    bool plain = !option_given(a, "--json");
+    if (!option_given(a, "--dtype")) return wrong("convert: wants --dtype f32, f16, bf16, q8_0 or q4_0 (see twinkle convert --help)");
+    if (!tw_convert_pretrained(tw, from, to, dtype)) return status_of(tw);
+    if (option_given(a, "--data")) {
+        worth before = evaluate_folder(a, from), after;
+        tw_json *o = tw_json_object(tw);
+        if (tw_failed(tw)) return status_of(tw);
+        after = evaluate_folder(a, to);
+        tw_json_set_string(o, "dtype", option_text(a, "--dtype", ""));
+        report_change(a, dtype, "bytes", 1, (double)before.bytes, (double)after.bytes, o);
+        report_change(a, dtype, "loss", 1, before.loss, after.loss, o);
+        if (before.language) report_change(a, dtype, "perplexity", 1, exp(before.loss), exp(after.loss), o);
+        report_change(a, dtype, "accuracy", 100, before.accuracy, after.accuracy, o);
+        if (plain) tw_json_free(o); else print_json(tw, o);
+    } else if (dtype == TW_Q8_0 || dtype == TW_Q4_0)
+        fprintf(stderr, "twinkle: convert: what %s costs was not measured; with --data FILE (a text, or data for the model's head) the change is printed\n", tw_dtype_name(dtype));
+    return status_of(tw);
 }
 
 /* ---- bench ----------------------------------------------------------------------------------------------------- */
@@ -1772,7 +1815,7 @@ static const option bench_options[] = {
     { "--new-tokens", "N", WHOLE, 2, 1e7, "generate: tokens to write (default: 32)" },
     { "--file", "F", TEXT, 0, 0, "tokenize: the text whose lines are tokenized, one after another" },
     { "--gradient-checkpointing", NULL, FLAG, 0, 0, "train: recompute blocks instead of keeping them" },
-    { "--dtype", "NAME", DTYPE, 0, 0, "weights: f32, f16, bf16 (default: f32, or the file's)" }
+    { "--dtype", "NAME", DTYPE, 0, 0, "weights: f32, f16, bf16, q8_0, q4_0 (default: f32, or the file's)" }
 };
 
 enum { MOST_RUNS = 200 };
@@ -1831,7 +1874,7 @@ static tw_json *bench_result(arguments *a, tw_dtype dtype, timing t) {
     tw_json *o = tw_json_object(a->tw);
     size_t i;
     const char *name = "f32";
-    for (i = 0; i < COUNT(dtype_names); i++) if (dtype_names[i].dtype == (int)dtype) name = dtype_names[i].name;
+    for (i = 0; i < COUNT(dtype_names); i++) if (dtype_names[i].dtype == dtype) { name = dtype_names[i].name; break; }
     tw_json_set_string(o, "name", a->operand[0]);
     tw_json_set_int(o, "threads", tw_threads(a->tw));
     tw_json_set_string(o, "dtype", name);
@@ -1870,14 +1913,16 @@ typedef struct gemm_bench { twb_cpu cpu; twb_gemm_args args; void *scratch; } ge
 
 static bool gemm_once(void *user) {
     gemm_bench *b = (gemm_bench *)user;
-    twb_gemm(&b->cpu, &b->args, b->scratch);
+    if (b->args.b_type >= TWB_Q8_0) twb_quant_gemm(&b->cpu, &b->args, b->scratch);
+    else twb_gemm(&b->cpu, &b->args, b->scratch);
     return true;
 }
 
 static void bench_gemm(arguments *a, tw_dtype dtype) {
     tw_context *tw = a->tw;
     gemm_bench b;
-    twb_type type = dtype == TW_F16 ? TWB_F16 : dtype == TW_BF16 ? TWB_BF16 : TWB_F32;
+    twb_type type = dtype == TW_F16 ? TWB_F16 : dtype == TW_BF16 ? TWB_BF16 : dtype == TW_Q8_0 ? TWB_Q8_0 : dtype == TW_Q4_0 ? TWB_Q4_0 : TWB_F32;
+    const bool quantized = type >= TWB_Q8_0;        /* these are always packed */
     int64_t m = option_whole(a, "--m", 256), n = option_whole(a, "--n", 768), k = option_whole(a, "--k", 768);
     bool trans = option_given(a, "--trans-b");
     float *left, *right, *result;
@@ -1895,13 +1940,18 @@ static void bench_gemm(arguments *a, tw_dtype dtype) {
     b.args.a = left; b.args.lda = (ptrdiff_t)k;
     b.args.b = narrow; b.args.ldb = (ptrdiff_t)(trans ? k : n); b.args.b_type = type;
     b.args.c = result; b.args.ldc = (ptrdiff_t)n;
-    if (!tw_failed(tw)) twb_convert(&b.cpu, (ptrdiff_t)(k * n), right, TWB_F32, narrow, type);
-    if (option_given(a, "--packed") && (packed = allocate(tw, twb_packed_size(&b.cpu, type, b.args.n, b.args.k), 1)) != NULL && !tw_failed(tw)) {
+    if (quantized) {
+        packed = allocate(tw, twb_quant_packed_size(type, b.args.n, b.args.k), 1);
+        if (packed && !tw_failed(tw)) twb_quantize_packed(&b.cpu, type, b.args.n, b.args.k, TWB_F32, trans, right, b.args.ldb, packed);
+        b.args.b = packed;
+        b.args.b_packed = true;
+    } else if (!tw_failed(tw)) twb_convert(&b.cpu, (ptrdiff_t)(k * n), right, TWB_F32, narrow, type);
+    if (!quantized && option_given(a, "--packed") && (packed = allocate(tw, twb_packed_size(&b.cpu, type, b.args.n, b.args.k), 1)) != NULL && !tw_failed(tw)) {
         twb_pack_weights(&b.cpu, type, trans, b.args.n, b.args.k, narrow, b.args.ldb, packed);
         b.args.b = packed;
         b.args.b_packed = true;
     }
-    b.scratch = allocate(tw, twb_gemm_scratch(&b.cpu, &b.args), 1);
+    b.scratch = allocate(tw, quantized ? twb_quant_gemm_scratch(&b.cpu, &b.args) : twb_gemm_scratch(&b.cpu, &b.args), 1);
     if (!tw_failed(tw)) {
         tw_json *o;
         t = measure(tw, gemm_once, &b);
@@ -2146,8 +2196,7 @@ static void bench_tokenize(arguments *a) {
 
 static int run_bench(arguments *a) {
     const char *what = a->operand[0];
-    tw_dtype dtype;
-    if (!option_dtype(a, TW_F32, &dtype)) return status_of(a->tw);
+    tw_dtype dtype = option_dtype(a, TW_F32);
     if (!strcmp(what, "gemm")) bench_gemm(a, dtype);
     else if (!strcmp(what, "attention")) bench_attention(a, dtype);
     else if (!strcmp(what, "tokenize")) bench_tokenize(a);
@@ -2720,7 +2769,7 @@ static const command commands[] = {
     { "eval", "MODEL", 1, 1, "loss, perplexity and the head's metrics over a file", OPTIONS(eval_options), run_eval,
       "Example:\n  twinkle eval runs/mine --data test.txt --block-size 256\n" },
     { "convert", "SRC DST", 2, 2, "writes a model with weights of another dtype", OPTIONS(convert_options), run_convert,
-      "Example:\n  twinkle convert gpt2 gpt2-bf16 --dtype bf16\n" },
+      "Examples:\n  twinkle convert gpt2 gpt2-bf16 --dtype bf16\n  twinkle convert gpt2 gpt2-q8 --dtype q8_0 --data some.txt\n" },
     { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL, tokenize MODEL", OPTIONS(bench_options), run_bench,
       "MODEL is a folder, or gpt2: that size with random weights.  Seconds are the median of several runs after a warm-up.\n"
       "Examples:\n  twinkle bench gemm --m 256 --n 3072 --k 768 --trans-b\n  twinkle bench train gpt2 --batch 4 --seq 64 --threads 2\n" },
