@@ -14,8 +14,8 @@ import sys
 
 import torch
 import transformers
+from contract import generated, numbers, trained
 from harness import COUNTS, ROOT, SEED, TWINKLE, WORK, check, close, compare, forward, new_folder, ok, refuse, write_config
-from safetensors.torch import load_file
 
 import goldens
 import goldens_t5
@@ -114,28 +114,6 @@ def forward_passes(count):
                 compare(forward(folder, tensors), plain)
 
 
-FLAGS = {
-    "max_new_tokens": "--max-new-tokens",
-    "min_new_tokens": "--min-new-tokens",
-    "num_beams": "--num-beams",
-    "length_penalty": "--length-penalty",
-    "repetition_penalty": "--repetition-penalty",
-    "no_repeat_ngram_size": "--no-repeat-ngram-size",
-    "eos_token_id": "--eos-token-id",
-    "temperature": "--temperature",
-    "top_k": "--top-k",
-    "top_p": "--top-p",
-    "seed": "--seed",
-}
-
-
-def generated(folder, ids, args, *flags):
-    flags = list(flags)
-    for name, value in args.items():
-        flags += ["--early-stopping"] * bool(value) if name == "early_stopping" else [FLAGS[name], value]
-    return ok("generate", folder, "--ids", ",".join(map(str, ids)), "--json", *flags).object()
-
-
 def generation(count):
     rng = random.Random(2000 + SEED)
     settings = [
@@ -173,7 +151,7 @@ def generation(count):
                     if reference[1] is not None:
                         close([got["scores"]], [reference[1]], 1e-4 + 1e-6 * abs(reference[1]), "score")
         with check("generate with threads 1, 2, 3: the same ids"):
-            assert len({tuple(generated(folder, [9, 8, 7, 1], {"max_new_tokens": 20}, "--threads", n)["ids"]) for n in (1, 2, 3)}) == 1
+            assert len({tuple(generated(folder, [9, 8, 7, 1], {"max_new_tokens": 20, "threads": n})["ids"]) for n in (1, 2, 3)}) == 1
         with check("generate --sample --top-k 1 is greedy"):
             args = {"max_new_tokens": 10}
             assert generated(folder, [5, 6, 1], {**args, "top_k": 1}, "--sample")["ids"] == generated(folder, [5, 6, 1], args)["ids"]
@@ -205,18 +183,6 @@ def sampling(folder, model):
         chi = ((counts - runs * probabilities)[kept] ** 2 / (runs * probabilities[kept])).sum().item()
         freedom = max(1, int(kept.sum()) - 1)
         assert chi < freedom + 5 * math.sqrt(2 * freedom) + 10, f"chi squared is {chi:.1f} with {freedom} degrees of freedom"
-
-
-def trained(config, name):
-    path, folder = write_config(config, name)
-    shutil.rmtree(folder, ignore_errors=True)
-    ok("train", path)
-    rows = (folder / "train_log.csv").read_text().splitlines()
-    return folder, [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
-
-
-def numbers(log, column):
-    return [float(row[column]) for row in log]
 
 
 def training():

@@ -564,14 +564,14 @@ class NearTie(Exception):
     """The two best scores of a step are too close for float32 to tell apart everywhere."""
 
 
-def safe_generation(model, ids, args, trials=6):
+def safe_generation(model, ids, args, trials=6, generate=generate_ids):
     """The expected ids and beam score, or None where perturbations of 1e-3 change the ids."""
     try:
-        expect, score = generate_ids(model, ids, args)
+        expect, score = generate(model, ids, args)
     except NearTie:
         return None
     for trial in range(trials):
-        if generate_ids(model, ids, args, Noise(1e-3, trial))[0] != expect:
+        if generate(model, ids, args, Noise(1e-3, trial))[0] != expect:
             return None
     return expect, score
 
