@@ -8683,7 +8683,7 @@ static bool twi_glm_positions(tw_model *m, tw_tensor *given, const tw_tensor *id
         return false;
     }
     if (!twi_is_i32(given, m->region.tw, "position_ids")) return false;
-    if (count != kinds * rows * tokens && count != kinds * tokens) {
+    if (count != kinds * rows * tokens && (count != kinds * tokens || given->shape[0] != 1)) {
         twi_fail(m->region.tw, TW_E_SHAPE, "forward: position_ids of shape %s are not [%lld%s, %lld]", TWI_SHAPE(given), (long long)rows, g->two_positions ? ", 2" : "", (long long)tokens);
         return false;
     }
@@ -9018,7 +9018,7 @@ static bool twi_glm_forward(tw_model *m, const tw_batch *in, const tw_pass *pass
         r.kept = (tw_tensor **)twi_step_record(tw, (size_t)(g->layers + 1) * sizeof *r.kept);
         if (!r.kept) return false;
     }
-    if (g->kind == TWI_HEAD_FAST_CLOZE) return twi_glm_fast_cloze(m, &r, in, pass, out);
+    if (g->kind == TWI_HEAD_FAST_CLOZE && tw_batch_get(in, "dec_input_ids")) return twi_glm_fast_cloze(m, &r, in, pass, out);
     targets = tw_batch_get(in, "target_ids");
     wanted.last_token_only = pass->last_token_only && g->output_predict && !targets && g->kind != TWI_HEAD_SEQUENCE;
     kept_pass = (tw_pass *)twi_step_record(tw, sizeof *kept_pass);       /* a block that is recomputed reads it again */
@@ -18374,6 +18374,17 @@ static void twi_plan_labels(tw_model *m, tw_batch *batch, tw_tensor *ids) {
         tw_batch_set(batch, "labels", ids);
         break;
     case TWI_HEAD_POINTER: tw_batch_set(batch, "labels", tw_ids(tw, tw_shape4(rows, labels, length, length), NULL)); break;
+    case TWI_HEAD_CLOZE: case TWI_HEAD_FAST_CLOZE:              /* one answer a row */
+        tw_batch_set(batch, "dec_input_ids", tw_reshape(ids, tw_shape3(rows, 1, length)));
+        tw_batch_set(batch, "target_ids", ids);
+        tw_batch_set(batch, "logit_mask", ids);
+        tw_batch_set(batch, "labels", row_each);
+        break;
+    case TWI_HEAD_ONE_CLOZE:                                    /* two words to choose from */
+        tw_batch_set(batch, "attention_mask", row_each);
+        tw_batch_set(batch, "target_ids", tw_ids(tw, tw_shape2(rows, 2), NULL));
+        tw_batch_set(batch, "labels", row_each);
+        break;
     default: tw_batch_set(batch, "labels", ids);
     }
 }

@@ -16,7 +16,164 @@ static const char *const transformers[] = {
     "few_channels_turn", "rope_theta", "tied_head", "rms_norm_eps", "left_padding", "right_padding", "position_ids", "no_prefix"
 };
 
+#define GLM "{\"model_type\":\"glm\",\"architectures\":[\"%s\"],\"num_layers\":%d,\"vocab_size\":61,\"hidden_size\":24,\"num_attention_heads\":3," \
+            "\"max_sequence_length\":32,\"class_num\":3}"
+#define HF "{\"model_type\":\"%s\",\"num_hidden_layers\":%d,\"vocab_size\":61,\"hidden_size\":24,\"num_attention_heads\":6,\"num_key_value_heads\":2," \
+           "\"head_dim\":8,\"intermediate_size\":20,\"max_position_embeddings\":64}"
+enum { ROWS = 2, TOKENS = 16 };
+
+/* What is planned is what is taken, and no layer more costs memory where no gradient is wanted. */
+static void check_plan(const char *config, const char *name, bool measured) {
+    size_t peak[2];
+    int layers;
+    for (layers = 2; layers <= 6; layers += 4) {
+        char text[512];
+        tw_context *tw = tw_create(NULL);
+        tw_plan_desc how;
+        tw_plan plan, training;
+        tw_json *json;
+        memset(&how, 0, sizeof how);
+        how.batch = ROWS;
+        how.sequence = TOKENS;
+        snprintf(text, sizeof text, config, name, layers);
+        json = tw_json_parse(tw, text, strlen(text));
+        plan = tw_plan_config(tw, json, &how);
+        CHECK(plan.total_bytes > 0, "plan of %s: %s", name, tw_error(tw));
+        peak[layers > 2] = plan.activations_bytes;
+        how.training = true;
+        training = tw_plan_config(tw, json, &how);
+        CHECK(training.total_bytes > plan.total_bytes, "plan of training %s: %s", name, tw_error(tw));
+        how.training = false;
+        how.new_tokens = 10;
+        if (measured) {
+            tw_model *m = tw_from_config(tw, text);
+            tw_batch in;
+            size_t took;
+            memset(&in, 0, sizeof in);
+            tw_set_optimizer(m, "adamw", NULL);
+            tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, TOKENS), NULL));
+            tw_batch_set(&in, "labels", in.tensor[0]);
+            tw_forward_backward(m, &in, NULL);
+            tw_clip_grad_and_step(m, 1, 2, NULL);
+            took = tw_memory_use(tw).step_bytes;
+            CHECK(training.activations_bytes >= took && training.activations_bytes < took + 65536, "%s: planned %ld bytes a step, took %ld: %s", name,
+                  (long)training.activations_bytes, (long)took, tw_error(tw));
+            CHECK(training.parameters == tw_num_parameters(m, false), "%s", name);
+            /* keys and values of 2 grouped heads of 8, or of 3 heads of 8, for 26 tokens a row */
+            plan = tw_plan_config(tw, json, &how);
+            CHECK(plan.cache_bytes >= (size_t)(2 * layers * ROWS * 26 * 8 * (config[15] == '%' ? 2 : 3)) * sizeof(float), "%s: cache of %ld bytes", name, (long)plan.cache_bytes);
+        }
+        tw_json_free(json);
+        tw_destroy(tw);
+    }
+    CHECK(peak[0] == peak[1], "%s: %ld bytes with 2 layers, %ld with 6", name, (long)peak[0], (long)peak[1]);
+}
+
+/* Dropout: none is the evaluation's numbers; with some, blocks that are recomputed draw the same. */
+static void check_dropout(const char *config, const char *name) {
+    float loss[4];
+    int run;
+    for (run = 0; run < 4; run++) {                         /* evaluation, no dropout, dropout, dropout and recomputing */
+        char text[512];
+        int32_t ids[ROWS * TOKENS], i;
+        tw_context *tw = tw_create(NULL);
+        tw_model *m;
+        tw_batch in;
+        tw_outputs out;
+        tw_pass pass;
+        snprintf(text, sizeof text, config, name, 3);
+        m = tw_from_config(tw, text);
+        for (i = 0; i < ROWS * TOKENS; i++) ids[i] = i * 7 % 61;
+        OK(tw_set_dropout(m, run < 2 ? 0.0f : 0.3f));
+        tw_gradient_checkpointing(m, run == 3);
+        tw_training(tw, run > 0);
+        memset(&pass, 0, sizeof pass);
+        memset(&in, 0, sizeof in);
+        tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, TOKENS), ids));
+        tw_batch_set(&in, "labels", tw_ids(tw, tw_shape2(ROWS, TOKENS), ids));
+        CHECK(tw_model_forward(m, &in, &pass, &out) && tw_backward(tw_batch_get(&out, "loss")), "%s: %s", name, tw_error(tw));
+        loss[run] = tw_item(tw_batch_get(&out, "loss"));
+        tw_destroy(tw);
+    }
+    CHECK(memcmp(&loss[0], &loss[1], sizeof *loss) == 0 && memcmp(&loss[2], &loss[3], sizeof *loss) == 0, "%s: losses %g, %g, %g, %g", name, (double)loss[0],
+          (double)loss[1], (double)loss[2], (double)loss[3]);
+    CHECK(loss[1] < loss[2] || loss[1] > loss[2], "%s: dropout does nothing", name);
+}
+
+/* Refused with one sentence that names what is wrong. */
+static void check_refusals(void) {
+    static const struct { const char *config, *says; } bad[] = {
+        { "{\"model_type\":\"glm\",\"num_layers\":0}", "num_layers" }, { "{\"model_type\":\"glm\",\"num_layers\":2,\"hidden_size\":10,\"num_attention_heads\":3}", "hidden_size" },
+        { "{\"model_type\":\"glm\",\"num_layers\":2,\"relative_encoding\":true}", "relative_encoding" },
+        { "{\"model_type\":\"glm\",\"num_layers\":2,\"spell_length\":2,\"spell_func\":\"cnn\"}", "spell_func" },
+        { "{\"model_type\":\"glm\",\"num_layers\":2,\"pool_token\":\"mean\"}", "pool_token" }, { "{\"model_type\":\"glm\",\"num_layers\":2,\"max_memory_length\":-1}", "max_memory_length" },
+        { "{\"model_type\":\"glm\",\"architectures\":[\"GLMForChess\"]}", "GLMForChess" }, { "{\"model_type\":\"glm\",\"num_key_value_heads\":3}", "num_key_value_heads" },
+        { "{\"model_type\":\"glm4\",\"rope_parameters\":{\"rope_type\":\"yarn\"}}", "rope_type" }, { "{\"model_type\":\"glm\",\"hidden_act\":\"none\"}", "hidden_act" },
+        { "{\"model_type\":\"glm\",\"rope_parameters\":{\"rope_theta\":\"x\"}}", "rope_theta" }, { "{\"model_type\":\"glm\",\"partial_rotary_factor\":2}", "partial_rotary_factor" }
+    };
+    static const struct { const char *name, *says; int rank; int64_t shape[4]; int32_t first; } inputs[] = {
+        { "attention_mask", "separator", 1, { 2, 0, 0, 0 }, -1 }, { "attention_mask", "attention_mask", 2, { 2, 3, 0, 0 }, 0 }, { "attention_mask", "attention_mask", 4, { 2, 2, 5, 5 }, 1 },
+        { "position_ids", "position_ids", 2, { 2, 5, 0, 0 }, 0 }, { "position_ids", "position_embeddings", 3, { 2, 2, 5, 0 }, 99 }, { "prompt_pos", "prompt_pos", 2, { 2, 3, 0, 0 }, 0 },
+        { "mems.0", "mems", 3, { 2, 4, 24, 0 }, 0 }, { "target_ids", "target_ids", 2, { 2, 4, 0, 0 }, 0 }, { "loss_mask", "loss_mask", 2, { 2, 4, 0, 0 }, 0 }
+    };
+    size_t i;
+    for (i = 0; i < sizeof bad / sizeof *bad; i++) {
+        tw_context *tw = tw_create(NULL);
+        CHECK(!tw_from_config(tw, bad[i].config) && strstr(tw_error(tw), bad[i].says), "%s: \"%s\"", bad[i].config, tw_error(tw));
+        tw_destroy(tw);
+    }
+    for (i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        tw_context *tw = tw_create(NULL);
+        char text[512];
+        tw_model *m;
+        tw_batch in;
+        tw_outputs out;
+        tw_shape shape;
+        tw_tensor *t;
+        memset(&shape, 0, sizeof shape);
+        shape.rank = inputs[i].rank;
+        memcpy(shape.dim, inputs[i].shape, sizeof inputs[i].shape);
+        snprintf(text, sizeof text, GLM, "GLMForSeq2Seq", 2);
+        m = tw_from_config(tw, text);
+        memset(&in, 0, sizeof in);
+        tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(2, 5), NULL));
+        if (strcmp(inputs[i].name, "loss_mask") == 0) tw_batch_set(&in, "target_ids", tw_ids(tw, tw_shape2(2, 5), NULL));
+        t = strncmp(inputs[i].name, "mems", 4) == 0 ? tw_tensor_from(tw, shape, NULL) : tw_ids(tw, shape, NULL);
+        if (tw_data_i32(t)) tw_data_i32(t)[0] = inputs[i].first;
+        tw_batch_set(&in, inputs[i].name, t);
+        CHECK(m && !tw_model_forward(m, &in, NULL, &out) && strstr(tw_error(tw), inputs[i].says), "%s: \"%s\"", inputs[i].name, tw_error(tw));
+        tw_destroy(tw);
+    }
+}
+
+/* A prompt is framed for blanks, or for a text that goes on. */
+static void check_prompts(void) {
+    static const struct { const char *text; int count; int32_t ids[10]; } prompts[] = {
+        { "a b [MASK] c", 6, { 2, 5, 6, 4, 7, 0 } }, { "a b [gMASK]", 4, { 2, 5, 6, 38 } }, { "a [sMASK] b", 5, { 2, 5, 39, 6, 0 } }, { "a b", 4, { 36, 5, 6, 3 } }, { "", 2, { 36, 3 } }
+    };
+    char path[512];
+    tw_context *tw = tw_create(NULL);
+    tw_model *m = tw_from_pretrained(tw, golden_path(path, "glm", "fill", ""));
+    int32_t ids[10];
+    size_t i;
+    for (i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        int64_t n = tw_prompt_ids(m, prompts[i].text, strlen(prompts[i].text), ids, 10);
+        CHECK(n == prompts[i].count && memcmp(ids, prompts[i].ids, (size_t)n * sizeof *ids) == 0, "\"%s\": %ld ids: %s", prompts[i].text, (long)n, tw_error(tw));
+    }
+    OK(tw_prompt_ids(m, "a b [MASK] c", 12, ids, 2) == 6 && !tw_failed(tw));
+    tw_destroy(tw);
+}
+
 int main(void) {
+    static const char *const classes[] = { "GLMModel", "GLMForSeq2Seq", "GLMForSequenceClassification", "GLMForMultiTokenCloze", "GLMForSingleTokenCloze", "GLMForMultiTokenClozeFast" };
+    size_t i;
+    for (i = 0; i < sizeof classes / sizeof *classes; i++) check_plan(GLM, classes[i], i < 2);
+    check_plan(HF, "glm", true);
+    check_plan(HF, "glm4", true);
+    check_dropout(GLM, "GLMForSeq2Seq");
+    check_dropout(HF, "glm");
+    check_refusals();
+    check_prompts();
     check_family("glm", flagai, sizeof flagai / sizeof *flagai);
     check_family("glm_hf", transformers, sizeof transformers / sizeof *transformers);
     return check_done();

@@ -240,7 +240,7 @@ def make_flagai(out):
     config = tiny()
     flagai_case(out, "separators", model, config, Blanks(config, 3, 11, 1, [5, 8, 3]).labels().tensors, 1)
     flagai_case(out, "one_separator", model, config, Blanks(config, 2, 9, 2, [4]).labels().tensors, 2)
-    flagai_case(out, "causal", model, config, Blanks(config, 2, 9, 3, [0]).labels().tensors, 3)
+    flagai_case(out, "causal", model, config, Blanks(config, 2, 9, 3, [0]).labels().tensors, 3, form=flagai_bin)
     config = tiny(num_layers=1, attention_scale=3.0)
     flagai_case(out, "attention_scale", model, config, Blanks(config, 2, 9, 4, [4, 6]).labels().tensors, 4)
     config = tiny(num_layers=1, block_position_encoding=False)
@@ -281,7 +281,7 @@ def make_flagai(out):
     config = tiny()
     flagai_case(out, "seq2seq", seq2seq, config, Blanks(config, 3, 11, 30, [5, 8, 3]).targets().tensors, 30)
     flagai_case(out, "seq2seq_fractions", seq2seq, config, Blanks(config, 2, 9, 31, [4, 6]).targets(True).tensors, 31)
-    flagai_case(out, "seq2seq_no_targets", seq2seq, config, Blanks(config, 2, 9, 32, [4, 6]).tensors, 32)
+    flagai_case(out, "seq2seq_no_targets", seq2seq, config, Blanks(config, 2, 9, 32, [4, 6]).tensors, 32, form=flagai_bin)
 
     classify = "GLMForSequenceClassification"
     for seed, pool in enumerate(["cls", "start", "pad"], start=40):
