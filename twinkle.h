@@ -46,8 +46,9 @@
        }
    [tw:end of sample]
 
-   WHAT IT OPENS.  GPT-2, T5 and mT5 with all their heads from a Hugging Face folder: config.json, safetensors (whole or in shards, f32, f16,
-   bf16), and its tokenizer.  What it trains and saves, transformers opens.
+   WHAT IT OPENS.  GPT-2, BERT, RoBERTa, XLM-RoBERTa, T5, mT5, GLM and GLM-4 with all their heads from a Hugging Face folder:
+   config.json, safetensors (whole or in shards, f32, f16, bf16), and its tokenizer; and FlagAI's BERT and GLM.  What it trains
+   and saves, transformers opens.
 
    WHAT IT DOES NOT DO.  No GPU.  No downloads: it never opens a socket.  It never ends your process and prints nothing
    unless you ask (tw_log_stderr, tw_progress).  It keeps no global state: two contexts in two threads share nothing.
