@@ -1231,7 +1231,8 @@ TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const in
 /* ==== [tw:15] data ===========================================================================
 
    A source of batches.  A text is tokenized once and cut into blocks; a .jsonl file has an example a
-   line ("text"; "text" and "label"; "tokens" and "ner_tags"; "source" and "target"); a .safetensors
+   line ("text"; "text" and "label", with "text_pair" where there are two; "tokens" and "ner_tags";
+   "source" and "target"; a label is a number, or a list of them); a .safetensors
    file has input_ids and labels as they are.  Batches come in order, or shuffled
    anew in every epoch from the seed, and wrap around at the end.
    ============================================================================================ */
@@ -1243,6 +1244,7 @@ typedef struct tw_dataset_desc {
     bool    shuffle;
     uint64_t seed;                 /* 0: the context's */
     bool    quiet;                 /* no progress bar */
+    float   mlm_probability;       /* how many of a text's tokens a model of masked words is asked for; 0: 0.15 */
 } tw_dataset_desc;
 TWDEF tw_dataset *tw_dataset_from_text(tw_model *model, const char *text, size_t length, const tw_dataset_desc *how);   /* with the model's tokenizer */
 TWDEF tw_dataset *tw_dataset_from_ids(tw_context *tw, const int32_t *ids, int64_t count, const tw_dataset_desc *how);
@@ -8401,18 +8403,20 @@ static bool twi_bert_decoder(const tw_model *m, twi_decoder *d) {
     d->heads = g->block[0].heads;
     d->head_dim = g->width / d->heads;
     d->vocab = g->vocab;
-    d->positions = g->max_positions - (g->roberta ? g->pad + 1 : 0);
+    d->positions = g->max_positions;
     d->eos = g->roberta ? 2 : -1;
     d->whole_prompt = g->kind == TWI_HEAD_UNILM;
     return (g->kind == TWI_HEAD_LM && g->causal) || g->kind == TWI_HEAD_UNILM;
 }
 
-/* To UniLM the prompt is the source, and what is written the target. */
+/* To UniLM the prompt is the source, and what is written the target.  RoBERTa as a decoder: transformers 5 generates with positions
+   from 0 on, although forward counts from pad_token_id + 1; we do as it does. */
 static bool twi_bert_prepare(tw_model *m, const twi_reading *r, tw_batch *in) {
     const tw_bert *g = (const tw_bert *)m->net;
     tw_tensor *ids = twi_reading_ids(m, r), *types;
     int64_t i, n = tw_count(ids);
     if (!tw_batch_set(in, "input_ids", ids)) return false;
+    if (g->roberta) return tw_batch_set(in, "position_ids", twi_positions(ids, r->first));
     if (g->kind != TWI_HEAD_UNILM) return true;
     types = tw_ids(m->region.tw, tw_shape_of(ids), NULL);
     for (i = 0; types && i < n; i++) ((int32_t *)types->data)[i] = r->first + i % r->count >= r->prompt;
@@ -19767,7 +19771,7 @@ TWDEF bool tw_warp_logits(tw_context *tw, float *logits, int64_t vocab, const in
 
 /* One named column of the table: a row of `length` numbers for each example. */
 typedef struct twi_column { char name[32]; bool is_float; int64_t length; int rank; int64_t shape[TW_MAX_DIMS]; int32_t *ints; float *floats; } twi_column;
-enum { TWI_COLUMNS = 16 };
+enum { TWI_COLUMNS = 16, TWI_FRAME = 8 };
 
 struct tw_dataset {
     twi_region   region;
@@ -19780,6 +19784,10 @@ struct tw_dataset {
     int64_t      begun, shown;                 /* progress: when it began, when it was last shown (microseconds) */
     int64_t      begun_at;                     /* the position when it began */
     int64_t      tokens_a_batch;
+    int32_t      before[TWI_FRAME], after[TWI_FRAME];      /* the special tokens around a text */
+    int64_t      befores, afters;
+    int32_t      mask_id;                      /* of a text for masked words; -1: it is none */
+    int64_t      vocab;
 };
 
 static tw_dataset *twi_new_data(tw_context *tw, const tw_dataset_desc *how) {
@@ -19797,6 +19805,8 @@ static tw_dataset *twi_new_data(tw_context *tw, const tw_dataset_desc *how) {
     if (d->how.batch_size == 0) d->how.batch_size = 8;
     if (d->how.seed == 0) d->how.seed = tw->seed;
     d->epoch = -1;
+    d->mask_id = -1;
+    if (!(d->how.mlm_probability > 0)) d->how.mlm_probability = 0.15f;
     d->next = tw->data;
     if (tw->data) tw->data->previous = d;
     tw->data = d;
@@ -19840,16 +19850,23 @@ static bool twi_wants_next_tokens(const tw_model *m) {
     return m && m->type && m->type->decoder && m->type->decoder(m, &d) && !twi_encodes(m) && !twi_shifts_labels(m);
 }
 
-/* The model may be NULL: the labels are then the tokens themselves. */
+/* The model may be NULL: the labels are then the tokens themselves.  A text for masked words is cut so that each block has room for
+   the special tokens around it. */
 static bool twi_fill_blocks(tw_dataset *d, const tw_model *m, const int32_t *ids, int64_t count) {
     twi_column *c, *labels;
-    int64_t block = d->how.block_size, i;
-    if (count < block) block = count;                      /* a text shorter than one block is one short block */
-    if (block < 2) { twi_fail(d->region.tw, TW_E_ARGUMENT, "data: %lld tokens are too few to learn from", (long long)count); return false; }
-    d->rows = count / block;
+    int64_t befores = d->mask_id >= 0 ? d->befores : 0, around = d->mask_id >= 0 ? d->befores + d->afters : 0, inside = d->how.block_size - around, block, r, i;
+    if (count < inside) inside = count;                    /* a text shorter than one block is one short block */
+    block = inside + around;
+    if (inside < 1 || block < 2) { twi_fail(d->region.tw, TW_E_ARGUMENT, "data: %lld tokens are too few to learn from", (long long)count); return false; }
+    d->rows = count / inside;
     c = twi_add_column(d, "input_ids", false, 1, &block, d->rows);
     if (!c) return false;
-    memcpy(c->ints, ids, (size_t)(d->rows * block) * sizeof *ids);
+    for (r = 0; r < d->rows; r++) {
+        int32_t *row = c->ints + r * block;
+        memcpy(row, d->before, (size_t)befores * sizeof *row);
+        memcpy(row + befores, ids + r * inside, (size_t)inside * sizeof *row);
+        memcpy(row + befores + inside, d->after, (size_t)(around - befores) * sizeof *row);
+    }
     if (!twi_wants_next_tokens(m)) return true;
     labels = twi_add_column(d, "labels", false, 1, &block, d->rows);
     for (i = 0; labels && i < d->rows * block; i++) labels->ints[i] = (i + 1) % block ? ids[i + 1] : TWI_IGNORED;
@@ -19864,6 +19881,18 @@ TWDEF tw_dataset *tw_dataset_from_ids(tw_context *tw, const int32_t *ids, int64_
     return NULL;
 }
 
+/* The special tokens that the tokenizer puts around a text: what a word has more with them than without. */
+static bool twi_find_frame(tw_tokenizer *tokenizer, tw_dataset *d) {
+    tw_tokenize_desc how;
+    tw_encoding e;
+    int64_t i;
+    memset(&how, 0, sizeof how);
+    if (tw_tokenize(tokenizer, "a", 1, &how, &e) < 0) return false;
+    for (i = 0; i < e.count && e.special_mask[i] && d->befores < TWI_FRAME; i++) d->before[d->befores++] = e.ids[i];
+    while (i < e.count && !e.special_mask[i]) i++;
+    for (; i < e.count && d->afters < TWI_FRAME; i++) d->after[d->afters++] = e.ids[i];
+    return true;
+}
 static bool twi_data_tokenizer(tw_model *m, tw_dataset *d) {
     int64_t positions = tw_max_positions(m);
     if (!m->tokenizer) { twi_fail(m->region.tw, TW_E_MISSING, "data: the model has no tokenizer to read text with"); return false; }
@@ -19872,7 +19901,12 @@ static bool twi_data_tokenizer(tw_model *m, tw_dataset *d) {
         twi_fail(m->region.tw, TW_E_RANGE, "data: blocks of %lld tokens are longer than the model's %lld positions", (long long)d->how.block_size, (long long)positions);
         return false;
     }
-    return true;
+    if (!twi_find_frame(m->tokenizer, d)) return false;
+    if (!m->type || twi_head_of(m) != TWI_HEAD_MASKED) return true;
+    d->mask_id = tw_special_id(m->tokenizer, "mask");
+    d->vocab = twi_config_int(m, "vocab_size", tw_vocab_size(m->tokenizer), 1, INT32_MAX - 1);
+    if (d->mask_id < 0) twi_fail(m->region.tw, TW_E_MISSING, "data: the tokenizer has no mask token, and the model learns masked words");
+    return d->mask_id >= 0;
 }
 TWDEF tw_dataset *tw_dataset_from_text(tw_model *model, const char *text, size_t length, const tw_dataset_desc *how) {
     tw_tokenize_desc plain;
@@ -19906,14 +19940,40 @@ typedef struct twi_examples {
     tw_dataset  *data;
     twi_ids   tokens, labels;                  /* of all rows: their tokens; the labels of tagged words, and of targets */
     twi_ids   begins, label_begins;            /* where rows begin in them */
+    twi_ids   types;                           /* which text of a pair each token is from */
     twi_ids   classes;                         /* one label a row */
+    float    *values;                          /* ... or as many floats a row as label_values says */
+    size_t    value_count, value_room;
+    int64_t   label_values;                    /* -1: labels are whole numbers; 0: one float; n: a list of n */
     int       kind;                            /* 'x' text, 'c' text and label, 'w' words and tags, 's' source and target; 0: not known yet */
     int64_t   longest, longest_labels;
     bool      encodes;                         /* the model reads the source in an encoder, and the target has rows of its own */
     twi_decoder decoder;                       /* a model that fills blanks: which they are ... */
     twi_ids   contexts, blanks;                /* ... how long each row's context is, and where its first blank */
+    bool      unilm;                           /* the model reads source and target as a pair, and learns the second one */
+    bool      has_types, has_values;
 } twi_examples;
 
+/* Every token has a type: 0 until it is told. */
+static bool twi_fill_types(twi_examples *x, const int32_t *types, size_t count) {
+    int32_t zero = 0;
+    size_t i;
+    while (x->types.count + count < x->tokens.count) if (!twi_push_ids(&x->data->region, &x->types, &zero, 1)) return false;
+    for (i = 0; i < count; i++) if (types[i]) x->has_types = true;
+    return !count || twi_push_ids(&x->data->region, &x->types, types, count);
+}
+/* A pair of texts, as two with their special tokens. */
+static bool twi_tokenize_pair(twi_examples *x, const tw_json *text, const tw_json *pair, size_t *count) {
+    tw_tokenize_desc how;
+    tw_encoding e;
+    memset(&how, 0, sizeof how);
+    how.pair = tw_json_string(pair, "");
+    how.pair_length = tw_json_string_length(pair);
+    how.max_length = x->data->how.block_size;
+    if (tw_tokenize(x->model->tokenizer, tw_json_string(text, ""), tw_json_string_length(text), &how, &e) < 0) return false;
+    *count = (size_t)e.count;
+    return twi_push_ids(&x->data->region, &x->tokens, e.ids, *count) && twi_fill_types(x, e.type_ids, *count);
+}
 static bool twi_tokenize_into(twi_examples *x, twi_ids *list, const char *text, size_t length, bool special, size_t *count) {
     tw_tokenize_desc how;
     tw_encoding e;
@@ -19975,6 +20035,11 @@ static bool twi_read_pair(twi_examples *x, const tw_json *source, const tw_json 
     if (tw_json_type(source) != TW_JSON_STRING || tw_json_type(target) != TW_JSON_STRING) return twi_bad_example(region->tw, line, "source and target are not two texts");
     if (x->decoder.blanks > 0 && x->decoder.eos >= 0)
         return twi_read_blank_pair(x, tw_json_string(source, ""), tw_json_string_length(source), tw_json_string(target, ""), tw_json_string_length(target), line);
+    if (x->unilm) {
+        if (!twi_tokenize_pair(x, source, target, &count) || !twi_push_ids(region, &x->labels, x->tokens.data + x->tokens.count - count, count)) return false;
+        for (i = 0; i < count; i++) if (!x->types.data[x->types.count - count + i]) x->labels.data[x->labels.count - count + i] = TWI_IGNORED;
+        return twi_push_ids(region, &x->label_begins, &begin, 1);
+    }
     if (!twi_tokenize_into(x, &x->tokens, tw_json_string(source, ""), tw_json_string_length(source), x->encodes, &count)) return false;
     for (i = 0; i < count && !x->encodes; i++) if (!twi_push_ids(region, &x->labels, &ignored, 1)) return false;
     if (!twi_tokenize_into(x, &x->labels, tw_json_string(target, ""), tw_json_string_length(target), x->encodes, &count)) return false;
@@ -19987,10 +20052,42 @@ static bool twi_read_pair(twi_examples *x, const tw_json *source, const tw_json 
     return twi_push_ids(region, &x->label_begins, &begin, 1);
 }
 
+/* A word's or a text's special tokens, which nobody is asked for. */
+static bool twi_push_frame(twi_examples *x, const int32_t *ids, int64_t count) {
+    int32_t ignored = TWI_IGNORED;
+    int64_t i;
+    for (i = 0; i < count; i++)
+        if (!twi_push_ids(&x->data->region, &x->tokens, &ids[i], 1) || !twi_push_ids(&x->data->region, &x->labels, &ignored, 1)) return false;
+    return true;
+}
+
+/* A row's label: a class, or floats for a regression or for several labels at once. */
+static bool twi_read_label(twi_examples *x, const tw_json *label, int64_t line) {
+    twi_region *region = &x->data->region;
+    bool list = tw_json_type(label) == TW_JSON_ARRAY;
+    int64_t values = list ? tw_json_count(label) : x->has_values ? 0 : -1, wanted = tw_json_int(label, INT64_MIN), k;
+    if (x->begins.count == 0) x->label_values = values;
+    if (values != x->label_values || (list && values < 1)) return twi_bad_example(region->tw, line, "its label is another kind of one than those before");
+    if (values < 0) {
+        int32_t c = (int32_t)wanted;
+        if (wanted < 0 || wanted > INT32_MAX) return twi_bad_example(region->tw, line, "its label is no whole number from 0 on");
+        return twi_push_ids(region, &x->classes, &c, 1);
+    }
+    for (k = 0; k < (list ? values : 1); k++) {
+        const tw_json *value = list ? tw_json_at(label, k) : label;
+        float *grown = (float *)twi_grow(region, x->values, x->value_count, &x->value_room, x->value_count + 1, sizeof *grown);
+        if (!grown) return false;
+        if (tw_json_type(value) != TW_JSON_NUMBER) return twi_bad_example(region->tw, line, "its label is no number");
+        x->values = grown;
+        x->values[x->value_count++] = (float)tw_json_number(value, 0);
+    }
+    return true;
+}
+
 static bool twi_read_example(twi_examples *x, const tw_json *example, int64_t line) {
     tw_context *tw = x->data->region.tw;
     const tw_json *text = tw_json_get(example, "text"), *label = tw_json_get(example, "label"), *words = tw_json_get(example, "tokens"), *tags = tw_json_get(example, "ner_tags");
-    const tw_json *source = tw_json_get(example, "source"), *target = tw_json_get(example, "target");
+    const tw_json *source = tw_json_get(example, "source"), *target = tw_json_get(example, "target"), *pair = tw_json_get(example, "text_pair");
     int kind = words ? 'w' : source || target ? 's' : label ? 'c' : 'x';
     int32_t begin = (int32_t)x->tokens.count, c;
     size_t count = 0;
@@ -20002,6 +20099,7 @@ static bool twi_read_example(twi_examples *x, const tw_json *example, int64_t li
         if (!twi_read_pair(x, source, target, line)) return false;
     } else if (kind == 'w') {
         if (tw_json_type(words) != TW_JSON_ARRAY || tw_json_count(words) != tw_json_count(tags)) return twi_bad_example(tw, line, "tokens and ner_tags are not lists of one length");
+        if (!twi_push_frame(x, x->data->before, x->data->befores)) return false;
         for (i = 0; i < tw_json_count(words); i++) {            /* the first piece of a word has its tag, the others none */
             const char *word = tw_json_string(tw_json_at(words, i), NULL);
             int64_t tag = tw_json_int(tw_json_at(tags, i), -1);
@@ -20016,19 +20114,22 @@ static bool twi_read_example(twi_examples *x, const tw_json *example, int64_t li
             twi_text_free(&spaced);
             for (k = 0; k < count; k++) if (!twi_push_ids(&x->data->region, &x->labels, k ? &ignored : &wanted, 1)) return false;
         }
+        i = (int64_t)x->tokens.count - begin + x->data->afters - x->data->how.block_size;
+        if (i > 0 && i < (int64_t)x->tokens.count - begin) { x->tokens.count -= (size_t)i; x->labels.count -= (size_t)i; }     /* the last special tokens stay */
+        if (!twi_push_frame(x, x->data->after, x->data->afters)) return false;
     } else {
         if (tw_json_type(text) != TW_JSON_STRING) return twi_bad_example(tw, line, "it has no \"text\"");
-        if (!twi_tokenize_into(x, &x->tokens, tw_json_string(text, ""), tw_json_string_length(text), kind == 'c', &count)) return false;
+        if (pair && tw_json_type(pair) != TW_JSON_STRING) return twi_bad_example(tw, line, "its text_pair is no text");
+        if (kind == 'c' && pair) { if (!twi_tokenize_pair(x, text, pair, &count)) return false; }
+        else if (!twi_tokenize_into(x, &x->tokens, tw_json_string(text, ""), tw_json_string_length(text), kind == 'c', &count)) return false;
         if (kind == 'c') {
-            int64_t wanted = tw_json_int(label, INT64_MIN);
-            if (wanted < 0 || wanted > INT32_MAX) return twi_bad_example(tw, line, "its label is no whole number from 0 on");
-            c = (int32_t)wanted;
-            if (!twi_push_ids(&x->data->region, &x->classes, &c, 1)) return false;
+            if (!twi_read_label(x, label, line)) return false;
         } else {                                            /* texts follow one another, an end token between them */
             c = tw_special_id(x->model->tokenizer, "eos");
             if (c >= 0 && !twi_push_ids(&x->data->region, &x->tokens, &c, 1)) return false;
         }
     }
+    if (!twi_fill_types(x, NULL, 0)) return false;
     if ((int64_t)x->tokens.count - begin > x->longest) x->longest = (int64_t)x->tokens.count - begin;
     return twi_push_ids(&x->data->region, &x->begins, &begin, 1);
 }
@@ -20040,7 +20141,7 @@ static bool twi_fill_rows(twi_examples *x) {
     int32_t pad = (int32_t)tw_json_int(tw_json_get(x->model->config, "pad_token_id"), -1);
     int64_t answers = !x->encodes ? length : x->longest_labels < d->how.block_size ? x->longest_labels : d->how.block_size;
     int64_t sizes[2];
-    twi_column *ids, *mask, *labels, *positions;
+    twi_column *ids, *mask, *types = NULL, *labels, *positions;
     if (pad < 0) pad = tw_special_id(x->model->tokenizer, "pad");
     if (pad < 0) pad = 0;
     if (rows < 1 || length < 1) { twi_fail(d->region.tw, TW_E_ARGUMENT, "data: there are no examples"); return false; }
@@ -20051,8 +20152,11 @@ static bool twi_fill_rows(twi_examples *x) {
     mask = twi_add_column(d, "attention_mask", false, x->contexts.count ? 0 : 1, &length, rows);
     positions = x->contexts.count ? twi_add_column(d, "position_ids", false, 2, sizes, rows) : NULL;
     if (x->contexts.count && !positions) return false;
-    labels = x->kind == 'c' ? twi_add_column(d, "labels", false, 0, NULL, rows) : twi_add_column(d, "labels", false, 1, &answers, rows);
+    if (x->has_types && (types = twi_add_column(d, "token_type_ids", false, 1, &length, rows)) == NULL) return false;
+    if (x->kind != 'c') labels = twi_add_column(d, "labels", false, 1, &answers, rows);
+    else labels = twi_add_column(d, "labels", x->label_values >= 0, x->label_values > 0, &x->label_values, rows);
     if (!ids || !mask || !labels) return false;
+    if (x->kind == 'c' && x->label_values >= 0) memcpy(labels->floats, x->values, x->value_count * sizeof(float));
     for (r = 0; r < rows; r++) {
         int64_t begin = x->begins.data[r], end = r + 1 < rows ? x->begins.data[r + 1] : (int64_t)x->tokens.count;
         for (i = 0; i < length; i++) {
@@ -20065,9 +20169,10 @@ static bool twi_fill_rows(twi_examples *x) {
                 positions->ints[2 * r * length + i] = !real ? 0 : i < context ? (int32_t)i : x->blanks.data[r];
                 positions->ints[(2 * r + 1) * length + i] = !real || i < context ? 0 : (int32_t)(i - context + 1);
             }
+            if (types) types->ints[r * length + i] = real ? x->types.data[begin + i] : 0;
             if (x->kind == 'w') labels->ints[r * length + i] = real ? x->labels.data[begin + i] : TWI_IGNORED;
         }
-        if (x->kind == 'c') labels->ints[r] = x->classes.data[r];
+        if (x->kind == 'c' && x->label_values < 0) labels->ints[r] = x->classes.data[r];
         if (x->kind != 's') continue;
         begin = x->label_begins.data[r];
         end = r + 1 < rows ? x->label_begins.data[r + 1] : (int64_t)x->labels.count;
@@ -20085,6 +20190,9 @@ static bool twi_read_examples(tw_model *m, tw_dataset *d, const char *text, size
     x.data = d;
     x.encodes = twi_encodes(m);
     if (m->type && m->type->decoder && !x.encodes) (void)(m->type->decoder(m, &x.decoder) && twi_decoder_of(m, &x.decoder));
+    x.unilm = m->type && twi_head_of(m) == TWI_HEAD_UNILM;
+    x.has_values = m->type && twi_head_of(m) == TWI_HEAD_SEQUENCE &&
+                   (strcmp(tw_json_string(twi_config_value(m, "problem_type"), ""), "regression") == 0 || (!twi_config_value(m, "problem_type") && twi_config_labels(m) == 1));
     while (at < size) {
         const char *end = (const char *)memchr(text + at, '\n', size - at);
         size_t n = end ? (size_t)(end - (text + at)) : size - at, i;
@@ -20200,6 +20308,30 @@ static int64_t twi_row_at(tw_dataset *d, int64_t at) {
     return d->order[place];
 }
 
+/* Masked words (Devlin et al. 2018): of the tokens that are asked for, eight in ten become the mask, one any token, and one stays as it
+   is, so that the model cannot rely on seeing which.  Another choice in every batch, the same one when the run is resumed. */
+static bool twi_mask_words(tw_dataset *d, tw_batch *batch) {
+    tw_tensor *ids = batch->tensor[0], *labels = twi_new(ids->tw, TW_I32, ids->rank, ids->shape);
+    int64_t length = ids->shape[1], i, n = tw_count(ids), asked = 0;
+    uint64_t stream = twi_mix(d->how.seed ^ twi_mix(UINT64_C(0x6D61736B) + (uint64_t)d->position));
+    int32_t *id = (int32_t *)ids->data, *label;
+    if (!labels) return false;
+    label = (int32_t *)labels->data;
+    for (i = 0; i < n; i++) {
+        int64_t place = i % length;
+        uint32_t chosen = twb_random_bits(stream, (uint64_t)(3 * i)), what = twb_random_bits(stream, (uint64_t)(3 * i + 1));
+        bool is_text = place >= d->befores && place < length - d->afters;
+        label[i] = TWI_IGNORED;
+        if (!is_text || (double)chosen >= (double)d->how.mlm_probability * 4294967296.0) continue;
+        label[i] = id[i];
+        asked++;
+        if (what < 3435973836u) id[i] = d->mask_id;                         /* 0.8 of 2^32 */
+        else if (what < 3865470566u) id[i] = (int32_t)(((uint64_t)twb_random_bits(stream, (uint64_t)(3 * i + 2)) * (uint64_t)d->vocab) >> 32);
+    }
+    if (!asked) { label[d->befores] = id[d->befores]; id[d->befores] = d->mask_id; }       /* a small batch may have nothing to ask for */
+    return tw_batch_set(batch, "labels", labels);
+}
+
 /* Training (max_steps > 0) goes round at the end, inside a batch too; one epoch ends with a shorter batch. */
 TWDEF bool tw_next_batch(tw_dataset *data, tw_batch *batch) {
     tw_context *tw;
@@ -20234,7 +20366,8 @@ TWDEF bool tw_next_batch(tw_dataset *data, tw_batch *batch) {
         }
         if (!tw_batch_set(batch, c->name, t)) return false;
     }
-    if (data->columns == 1 && !tw_batch_set(batch, "labels", batch->tensor[0])) return false;      /* a text is its own label */
+    if (data->mask_id >= 0 && data->columns == 1) { if (!twi_mask_words(data, batch)) return false; }
+    else if (data->columns == 1 && !tw_batch_set(batch, "labels", batch->tensor[0])) return false;      /* a text is its own label */
     data->tokens_a_batch = tw_count(tw_batch_get(batch, "input_ids"));
     data->position++;
     return true;

@@ -54,7 +54,7 @@ static void check_viterbi(tw_context *tw) {
 /* What is written token by token from a cache is what the whole text says, computed anew for each token. */
 static void check_writing(tw_context *tw, tw_model *model, bool unilm) {
     enum { PROMPT = 4, NEW = 6 };
-    static const int32_t prompt[PROMPT] = { 7, 21, 5, 30 };
+    static const int32_t prompt[PROMPT] = { 7, 21, 5, 30 }, positions[PROMPT + NEW] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 };
     int32_t text[PROMPT + NEW], types[PROMPT + NEW], written[NEW];
     tw_generate_desc how;
     int64_t i, v, n;
@@ -73,6 +73,7 @@ static void check_writing(tw_context *tw, tw_model *model, bool unilm) {
         int64_t vocab, best = 0;
         memset(&in, 0, sizeof in);
         tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(1, i), text));
+        tw_batch_set(&in, "position_ids", tw_ids(tw, tw_shape2(1, i), positions));     /* RoBERTa too */
         if (unilm) tw_batch_set(&in, "token_type_ids", tw_ids(tw, tw_shape2(1, i), types));
         if (!tw_model_forward(model, &in, NULL, &out)) break;
         vocab = tw_dim(tw_batch_get(&out, "logits"), -1);

@@ -70,7 +70,12 @@ def heads(case, prefix, kind):
     case("base_model", named("Model"), config, Inputs(config, 2, 9, 50))
     config = tiny(kind, num_labels=3)
     inputs = Inputs(config, 3, 9, 51).add(labels=torch.tensor([2, 0, 1]))
-    case("sequence_single_label", named("ForSequenceClassification"), config, padded(inputs, "right", [0, 4, 7], config.pad_token_id))
+    case(
+        "sequence_single_label",
+        named("ForSequenceClassification"),
+        config,
+        padded(inputs, "right", [0, 4, 7], config.pad_token_id),
+    )
     config = tiny(kind, num_labels=4, num_hidden_layers=1, classifier_dropout=0.3)
     inputs = Inputs(config, 2, 9, 52).add(labels=torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0]]))
     case("sequence_multi_label", named("ForSequenceClassification"), config, inputs)
@@ -81,7 +86,12 @@ def heads(case, prefix, kind):
     inputs = Inputs(config, 2, 7, 54).add(labels=torch.tensor([[0.4, -0.9], [0.0, 1.2]]))
     case("sequence_regression_of_two", named("ForSequenceClassification"), config, inputs)
     config = tiny(kind, num_labels=5, num_hidden_layers=1)
-    case("token_classification", named("ForTokenClassification"), config, Inputs(config, 2, 9, 55).token_labels(classes=5))
+    case(
+        "token_classification",
+        named("ForTokenClassification"),
+        config,
+        Inputs(config, 2, 9, 55).token_labels(classes=5),
+    )
     config = tiny(kind, num_hidden_layers=1)
     inputs = Inputs(config, 3, 9, 56)
     inputs.add(start_positions=torch.tensor([1, 4, 30]), end_positions=torch.tensor([3, 9, 8]))
@@ -102,7 +112,9 @@ def heads(case, prefix, kind):
     masked = named("ForMaskedLM")
     config = tiny(kind, hidden_size=20, intermediate_size=80, vocab_size=67)
     case("default", masked, config, masked_inputs(config, 2, 13, 1))
-    config = tiny(kind, hidden_size=28, num_attention_heads=4, intermediate_size=9, vocab_size=103, max_position_embeddings=66)
+    config = tiny(
+        kind, hidden_size=28, num_attention_heads=4, intermediate_size=9, vocab_size=103, max_position_embeddings=66
+    )
     case("long", masked, config, masked_inputs(config, 1, 63, 2), gradients=False)
     config = tiny(kind)
     case("one_token", masked, config, Inputs(config, 1, 1, 3))
@@ -121,10 +133,22 @@ def heads(case, prefix, kind):
     case("token_type_ids", masked, config, inputs.add(token_type_ids=inputs.integers(0, 3, 2, 9)))
     config = tiny(kind, num_hidden_layers=1)
     inputs = masked_inputs(config, 2, 9, 41)
-    case("position_ids", masked, config, inputs.add(position_ids=torch.stack([torch.arange(9) + 8, torch.arange(9).flip(0)])))
+    case(
+        "position_ids",
+        masked,
+        config,
+        inputs.add(position_ids=torch.stack([torch.arange(9) + 8, torch.arange(9).flip(0)])),
+    )
     config = tiny(kind)
-    case("right_padding", masked, config, padded(masked_inputs(config, 3, 9, 42), "right", [0, 4, 7], config.pad_token_id))
-    case("left_padding", masked, config, padded(masked_inputs(config, 3, 9, 43), "left", [3, 0, 7], config.pad_token_id))
+    case(
+        "right_padding",
+        masked,
+        config,
+        padded(masked_inputs(config, 3, 9, 42), "right", [0, 4, 7], config.pad_token_id),
+    )
+    case(
+        "left_padding", masked, config, padded(masked_inputs(config, 3, 9, 43), "left", [3, 0, 7], config.pad_token_id)
+    )
     config = tiny(kind, num_hidden_layers=1)
     inputs = masked_inputs(config, 1, 9, 44)
     case("mask_with_holes", masked, config, inputs.add(attention_mask=torch.tensor([[1, 1, 0, 0, 1, 1, 0, 1, 1]])))
@@ -226,7 +250,9 @@ def main():
             seed = inputs.generator.initial_seed() if seed is None else seed
             for weights in range(seed, seed + 40000, 1000):  # the first where float32 keeps well inside the tolerances
                 try:
-                    goldens.forward_case(options.out, name, head, config, inputs.tensors, weights, family=family, **more)
+                    goldens.forward_case(
+                        options.out, name, head, config, inputs.tensors, weights, family=family, **more
+                    )
                     break
                 except SystemExit:
                     shutil.rmtree(options.out / family / name)

@@ -118,7 +118,14 @@ def main():
     ids, generator = tokens(2)
     labels = ids[:, 1:].clone()
     labels[0, 5] = 0  # inside the target: costs nothing and is counted
-    case(options.out, flagai, "seq2seq_hole", "BertForSeq2seq", {"input_ids": ids, "segment_ids": segments, "labels": labels}, 2)
+    case(
+        options.out,
+        flagai,
+        "seq2seq_hole",
+        "BertForSeq2seq",
+        {"input_ids": ids, "segment_ids": segments, "labels": labels},
+        2,
+    )
     case(options.out, flagai, "masklm", "BertForMaskLM", {"input_ids": ids, "segment_ids": segments, "labels": ids}, 3)
     pooled = {"input_ids": ids, "segment_ids": segments, "labels": torch.tensor([2, 0])}
     case(options.out, flagai, "classifier", "BertForClsClassifier", pooled, 4, class_num=3)
@@ -132,10 +139,26 @@ def main():
     spans = torch.zeros(3, 2, 9, 9)
     for row, kind, first, last in ((0, 0, 1, 3), (0, 0, 5, 5), (0, 1, 2, 8), (1, 1, 1, 4), (2, 0, 0, 1)):
         spans[row, kind, first, last] = 1
-    case(options.out, flagai, "pointer", "BertForSequenceLabelingGP", {"input_ids": ids, "labels": spans}, 9, class_num=2, inner_dim=6)
+    case(
+        options.out,
+        flagai,
+        "pointer",
+        "BertForSequenceLabelingGP",
+        {"input_ids": ids, "labels": spans},
+        9,
+        class_num=2,
+        inner_dim=6,
+    )
     whole = {"input_ids": ids, "labels": spans.long()}
     case(options.out, flagai, "pointer_wide", "BertForSequenceLabelingGP", whole, 10, class_num=2, inner_dim=10)
-    case(options.out, flagai, "embedding", "BertForEmbedding", {"input_ids": ids, "segment_ids": torch.zeros_like(ids)}, 11)
+    case(
+        options.out,
+        flagai,
+        "embedding",
+        "BertForEmbedding",
+        {"input_ids": ids, "segment_ids": torch.zeros_like(ids)},
+        11,
+    )
     files = [path for path in (options.out / "flagai_bert").rglob("*") if path.is_file()]
     for path in files:
         path.chmod(0o644)

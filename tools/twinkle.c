@@ -1020,6 +1020,7 @@ static const struct train_key { const char *name; key_kind kind; double low, hig
     { "per_device_eval_batch_size", K_WHOLE, 1, 1e6, "the same for evaluation (default: 8)" },
     { "gradient_accumulation_steps", K_WHOLE, 1, 1e6, "micro-batches an update (default: 1)" },
     { "block_size", K_WHOLE, 1, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
+    { "mlm_probability", K_NUMBER, 0, 1, "how many of a text's tokens a model of masked words is asked for (default: 0.15)" },
     { "learning_rate", K_NUMBER, 0, 1e6, "(default: 5e-5)" },
     { "weight_decay", K_NUMBER, 0, 1e6, "not on biases and norms (default: 0)" },
     { "adam_beta1", K_NUMBER, 0, 1, "(default: 0.9)" },
@@ -1161,6 +1162,7 @@ static bool make_model(train_run *r) {
     tw_load_desc how;
     memset(&how, 0, sizeof how);
     how.task = text(r, "task", NULL);
+    how.new_head = how.task != NULL;                    /* fine-tuning: what the checkpoint lacks of that head begins anew */
     how.to_f32 = true;
     if (tw_failed(r->tw)) return false;
     if (tw_json_type(which) == TW_JSON_OBJECT) r->model = new_model(r, which, tokenizer);
@@ -1242,6 +1244,7 @@ static bool open_data(train_run *r, uint64_t seed) {
     int64_t rows, batches, per_epoch;
     memset(&how, 0, sizeof how);
     how.block_size = whole(r, "block_size", 0);
+    how.mlm_probability = (float)number(r, "mlm_probability", 0);
     how.seed = seed;
     how.quiet = true;
     if (r->eval_steps) {
