@@ -124,7 +124,11 @@ gcc -I.. $bin/locale.c -o $bin/locale -lm && LC_ALL=de_DE.UTF-8 $bin/locale"
 lacks clang fuzz || for f in fuzz_*.c; do
     [ -e "$f" ] || continue
     name=$(basename "$f" .c)
-    check "$name" sh -c "clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I.. -I. $f -o $bin/$name -lm && mkdir -p $bin/$name-corpus && cd $bin && ./$name -max_len=4096 -max_total_time=$fuzz_seconds -rss_limit_mb=4096 -timeout=20 $name-corpus"
+    more=""
+    [ -e "$name.dict" ] && more="$more -dict=$PWD/$name.dict"
+    mkdir -p "$bin/$name-corpus"                        # what it finds; the seeds stay as they are
+    [ -d "corpus/$name" ] && seeds="$PWD/corpus/$name" || seeds=""
+    check "$name" sh -c "clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DTWINKLE_NO_SIMD -I.. -I. $f -o $bin/$name -lm && cd $bin && ./$name -max_len=8192 -max_total_time=$fuzz_seconds -rss_limit_mb=4096 -timeout=20$more $name-corpus $seeds"
 done
 wait
 

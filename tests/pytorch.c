@@ -1,8 +1,8 @@
 /* pytorch.c - PyTorch checkpoints: what is right in every form, and files that lie.
    The numbers Z51 ... Z67, K68 ... K78 and T79 ... T86 are those of the kinds of bad input that loaders have fallen for. */
 #define TWINKLE_IMPLEMENTATION
-#include "../twinkle.h"
-#include "check.h"
+#include "twinkle.h"
+#include "golden.h"
 #include "counted.h"
 
 #define PATH "test-pytorch.tmp"
@@ -426,6 +426,72 @@ static void streams(tw_context *tw) {
     refuse(tw, "K78 tar", tar, sizeof tar, TW_E_FORMAT, "tar file");
 }
 
+/* One model by three ways - its folder, bytes in memory, the host's own files - gives the same bits. */
+static bytes whole(const char *path) {
+    bytes b = { NULL, 0, 0 };
+    FILE *f = fopen(path, "rb");
+    char piece[4096];
+    size_t n;
+    CHECK(f != NULL, "%s cannot be opened", path);
+    while (f && (n = fread(piece, 1, sizeof piece, f)) > 0) put(&b, piece, n);
+    if (f) fclose(f);
+    return b;
+}
+typedef struct pack { const tw_memory_file *files; int count, open; } pack;
+static void *pack_open(void *user, const char *path, int64_t *size) {
+    pack *p = (pack *)user;
+    int i;
+    for (i = 0; i < p->count; i++)
+        if (strncmp(path, "pack/", 5) == 0 && strcmp(path + 5, p->files[i].name) == 0) { p->open++; *size = (int64_t)p->files[i].size; return &((tw_memory_file *)(uintptr_t)p->files)[i]; }
+    return NULL;
+}
+static int64_t pack_read(void *user, void *file, int64_t offset, void *buffer, int64_t n) {
+    (void)user;
+    if (n > 1000) n = 1000;
+    memcpy(buffer, (const char *)((tw_memory_file *)file)->data + offset, (size_t)n);
+    return n;
+}
+static void pack_close(void *user, void *file) { (void)file; ((pack *)user)->open--; }
+
+static void ways(const char *name, const char *weights) {
+    char path[512];
+    tw_memory_file files[2];
+    bytes config = whole(golden_path(path, "gpt2", name, "config.json")), numbers = whole(golden_path(path, "gpt2", name, weights));
+    float logits[3][2 * 5 * 61];
+    pack host;
+    int way;
+    files[0].name = "config.json"; files[0].data = config.p; files[0].size = config.n;
+    files[1].name = weights; files[1].data = numbers.p; files[1].size = numbers.n;
+    host.files = files; host.count = 2; host.open = 0;
+    memset(logits, 0, sizeof logits);
+    for (way = 0; way < 3; way++) {
+        tw_desc desc;
+        tw_context *tw;
+        tw_model *m;
+        tw_weights *in;
+        tw_batch batch;
+        tw_outputs out;
+        tw_pass pass;
+        memset(&desc, 0, sizeof desc);
+        memset(&pass, 0, sizeof pass);
+        desc.threads = 1;
+        if (way == 2) { desc.read.open = pack_open; desc.read.read = pack_read; desc.read.close = pack_close; desc.read.user = &host; }
+        tw = tw_create(&desc);
+        m = way == 0 ? tw_from_pretrained(tw, golden_path(path, "gpt2", name, "")) : way == 1 ? tw_from_memory(tw, files, 2) : tw_from_pretrained(tw, "pack");
+        memset(&tw->desc.read, 0, sizeof tw->desc.read);
+        in = tw_open_weights(tw, golden_path(path, "gpt2", name, "in.safetensors"));
+        golden_batch(tw, in, &batch);
+        tw_no_grad(tw, true);
+        CHECK(m && tw_model_forward(m, &batch, &pass, &out) && tw_count(tw_batch_get(&out, "logits")) == 610, "%s, way %d: %s", name, way, tw_error(tw));
+        if (!tw_failed(tw)) tw_read(tw_batch_get(&out, "logits"), logits[way], 610);
+        CHECK(memcmp(logits[way], logits[0], sizeof logits[0]) == 0, "%s: way %d gives other logits", name, way);
+        tw_destroy(tw);
+    }
+    CHECK(host.open == 0, "the host's file stays open");
+    free(config.p);
+    free(numbers.p);
+}
+
 /* Every call of the allocator fails once. */
 static void without_memory(const bytes *b) {
     counted c;
@@ -467,5 +533,9 @@ int main(void) {
     CHECK(memory.live == 0 && memory.bytes == 0, "%ld blocks are left at the end", memory.live);
     without_memory(&b);
     free(b.p);
+    ways("bin_zip", "pytorch_model.bin");
+    ways("bin_legacy", "pytorch_model.bin");
+    ways("bin_views", "pytorch_model.bin");
+    ways("bin_flagai", "pytorch_model.bin");
     return check_done();
 }

@@ -1,0 +1,67 @@
+/* fuzz.h - what the fuzzers share.  With libFuzzer:
+       clang -g -O1 -fsanitize=fuzzer,address,undefined -DTWINKLE_NO_SIMD -I.. -I. fuzz_X.c -o fuzz_X -lm && ./fuzz_X corpus/fuzz_X
+   Without it, the same inputs once, or what a fuzzer found once more:
+       cc -g -DREPLAY -I.. -I. fuzz_X.c -o fuzz_X -lm && ./fuzz_X corpus/fuzz_X/... */
+#ifndef FUZZ_H
+#define FUZZ_H
+#define TWINKLE_IMPLEMENTATION
+#include "twinkle.h"
+#include "counted.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void demand(bool condition, const char *what) {
+    if (condition) return;
+    fprintf(stderr, "fuzz: %s\n", what);
+    abort();
+}
+
+/* An allocator that has little: what a file asks for beyond it is refused, as on a small machine. */
+enum { FUZZ_BYTES = 48 << 20 };
+static void *fuzz_alloc(void *user, size_t bytes) {
+    counted *c = (counted *)user;
+    return bytes > FUZZ_BYTES || c->bytes > FUZZ_BYTES - bytes ? NULL : counted_alloc(user, bytes);
+}
+static tw_context *fuzz_context(counted *c) {
+    tw_desc d;
+    memset(c, 0, sizeof *c);
+    d = counted_desc(c);
+    d.alloc.alloc = fuzz_alloc;
+    return tw_create(&d);
+}
+/* Everything is gone, and whatever failed has said so. */
+static void fuzz_end(tw_context *tw, counted *c) {
+    tw_destroy(tw);
+    demand(c->live == 0 && c->bytes == 0, "memory is left at the end");
+}
+static void fuzz_judge(tw_context *tw, bool done) {
+    size_t i;
+    const char *sentence = tw_error(tw);
+    demand(done ? !tw_failed(tw) : tw_failed(tw) && strlen(sentence) > 10, "a result with an error, or an error without a sentence");
+    for (i = 0; sentence[i]; i++) demand((unsigned char)sentence[i] >= 32, "a control character in an error");
+}
+
+#ifdef REPLAY
+int main(int argc, char **argv) {
+    int i;
+    for (i = 1; i < argc; i++) {
+        FILE *f = fopen(argv[i], "rb");
+        uint8_t *data, *exact;
+        size_t size;
+        if (!f) { fprintf(stderr, "%s cannot be opened\n", argv[i]); return 1; }
+        data = (uint8_t *)malloc((size_t)1 << 24);
+        demand(data != NULL, "no memory");
+        size = fread(data, 1, (size_t)1 << 24, f);
+        fclose(f);
+        exact = (uint8_t *)malloc(size ? size : 1);
+        demand(exact != NULL, "no memory");
+        memcpy(exact, data, size);
+        LLVMFuzzerTestOneInput(exact, size);
+        free(exact);
+        free(data);
+    }
+    printf("%d passed, 0 failed\n", argc - 1);
+    return 0;
+}
+#endif
+#endif
