@@ -680,6 +680,7 @@ typedef struct tw_glm_input {
     const tw_pass      *pass;
     bool                has_memory;                     /* inputs[1] is there */
     tw_tensor          *prefix;                         /* I32 [B or 1]: so many keys (memories among them) every query sees; or NULL */
+    bool                both_ways;                      /* no causal order: all see all */
     tw_tensor          *key_mask;                       /* I32 [B, M + T], or NULL */
     tw_tensor          *mask;                           /* I32 [B or 1, T, M + T] in place of the causal order, or NULL */
 } tw_glm_input;
@@ -6960,7 +6961,7 @@ static tw_tensor *twi_glm_attention(const tw_glm_input *in, tw_tensor *x, tw_ten
     both[1] = x;
     qkv = tw_linear_forward(&b->query_key_value, tw_layer_norm_forward(&b->input_layernorm, memory ? tw_concat(both, 2, 1) : x));
     memset(&how, 0, sizeof how);                            /* attention_scale > 1 divides and multiplies again: for 16-bit numbers, not for ours */
-    how.causal = !in->mask;
+    how.causal = !in->mask && !in->both_ways;
     how.prefix = in->prefix;
     how.key_mask = in->key_mask;
     how.mask = in->mask;
@@ -8588,6 +8589,7 @@ static bool twi_glm_build(tw_model *m) {
     }
     if (!tw_layer_norm_init(m, &g->final_layernorm, "final_layernorm", width, 1e-5f)) return false;
     tw_leave(m);
+    m->head_begins = m->parameters;
     if (twi_config_value(m, "spell_length") && !twi_glm_spell_init(m, g, width)) return false;
     if (twi_config_value(m, "tune_prefix_layers")) twi_glm_freeze(m, g);
     if (nested) tw_leave(m);
@@ -8635,11 +8637,12 @@ static bool twi_input_flag(const tw_batch *in, const char *name, bool otherwise)
 }
 
 /* What tokens see: attention_mask is the separator, one for all or one a row; or [B, 1, T, M + T] with 0 for what is hidden;
-   or (not FlagAI's) [B, M + T] with 0 for padding. */
+   or (not FlagAI's) [B, M + T] with 0 for padding.  Without separators a classifier's tokens all see each other. */
 static bool twi_glm_mask(tw_model *m, tw_tensor *mask, int64_t rows, int64_t tokens, int64_t past, tw_glm_input *how) {
     tw_context *tw = m->region.tw;
     int64_t i, b, keys = past + tokens, count = tw_count(mask), wide;
     bool any = false;
+    how->both_ways = ((const tw_glm *)m->net)->kind == TWI_HEAD_SEQUENCE && (!mask || (count != 1 && count != rows));
     if (!mask) return true;
     mask = twi_as_ids(mask, tw, "attention_mask");
     if (!mask) return false;
@@ -8895,16 +8898,19 @@ static bool twi_glm_cloze(tw_model *m, tw_tensor *h, int64_t choices, const tw_b
     return twi_glm_choice_loss(m, tw_reshape(scores, tw_shape2(rows / choices, choices)), in, out);
 }
 
-/* The place that a row's separator names, `less` before it; -1 is the last, as in Python. */
+/* The place that a row's separator names, `less` before it; -1 is the last, as in Python.  Where padding is hidden instead,
+   the separator is the number of tokens that are not. */
 static bool twi_glm_places(tw_model *m, tw_tensor *mask, int64_t rows, int64_t tokens, int32_t less, int32_t *at) {
     int64_t b, count = tw_count(mask);
     mask = mask ? twi_as_ids(mask, m->region.tw, "attention_mask") : NULL;
-    if (!mask || (count != 1 && count != rows)) {
+    if (!mask || (count != 1 && count != rows && count != rows * tokens)) {
         if (!tw_failed(m->region.tw)) twi_fail(m->region.tw, TW_E_SHAPE, "forward: attention_mask does not name one token a row");
         return false;
     }
     for (b = 0; b < rows; b++) {
-        int64_t place = twi_computes(m->region.tw) ? ((const int32_t *)mask->data)[count == 1 ? 0 : b] - (int64_t)less : 0;
+        int64_t place = -(int64_t)less, t;
+        if (twi_computes(m->region.tw) && (count == 1 || count == rows)) place += ((const int32_t *)mask->data)[count == 1 ? 0 : b];
+        else for (t = 0; t < tokens && twi_computes(m->region.tw); t++) place += ((const int32_t *)mask->data)[b * tokens + t] != 0;
         if (place < 0) place += tokens;
         if (place < 0 || place >= tokens) { twi_fail(m->region.tw, TW_E_RANGE, "forward: attention_mask names place %lld of %lld", (long long)place, (long long)tokens); return false; }
         at[b] = (int32_t)place;
@@ -9194,6 +9200,7 @@ static bool twi_rotary_build(tw_model *m) {
         if (!twi_rotary_block_init(m, &g->block[i], i, width, inner, eps)) return false;
     }
     if (!tw_rms_norm_init(m, &g->norm, "norm", width, eps)) return false;
+    m->head_begins = m->parameters;
     if (g->kind == TWI_HEAD_NONE) return !tw_failed(tw);
     tw_leave(m);
     if (g->kind == TWI_HEAD_LM) {

@@ -146,6 +146,94 @@ static void check_refusals(void) {
     }
 }
 
+/* A model of a config, its inputs of two texts, and the largest difference between two lists of numbers. */
+static tw_model *glm_of(tw_context *tw, const char *name) {
+    char text[512];
+    snprintf(text, sizeof text, GLM, name, 2);
+    return tw_from_config(tw, text);
+}
+static double furthest(const float *a, const float *b, int64_t n) {
+    double most = 0;
+    int64_t i;
+    for (i = 0; a && b && i < n; i++) if (!(fabs((double)a[i] - (double)b[i]) <= most)) most = fabs((double)a[i] - (double)b[i]);
+    return a && b ? most : HUGE_VAL;
+}
+
+/* A classifier sees its whole text: the same by separators, by a mask of padding, and, without padding, by nothing. */
+static void check_classifier_masks(void) {
+    static const int32_t lengths[ROWS] = { 9, TOKENS }, whole[ROWS] = { TOKENS, TOKENS };
+    int32_t ids[ROWS * TOKENS], keep[ROWS * TOKENS], i;
+    tw_context *tw = tw_create(NULL);
+    tw_model *m = glm_of(tw, "GLMForSequenceClassification");
+    float logits[4][ROWS * 3];
+    int run;
+    for (i = 0; i < ROWS * TOKENS; i++) { ids[i] = 1 + i * 11 % 60; keep[i] = i % TOKENS < lengths[i / TOKENS]; }
+    for (run = 0; run < 4; run++) {
+        tw_batch in;
+        tw_outputs out;
+        memset(&in, 0, sizeof in);
+        tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, TOKENS), ids));
+        if (run < 2) tw_batch_set(&in, "attention_mask", run ? tw_ids(tw, tw_shape2(ROWS, TOKENS), keep) : tw_ids(tw, tw_shape1(ROWS), lengths));
+        if (run == 2) tw_batch_set(&in, "attention_mask", tw_ids(tw, tw_shape1(ROWS), whole));
+        CHECK(tw_model_forward(m, &in, NULL, &out), "%s", tw_error(tw));
+        tw_read(tw_batch_get(&out, "logits"), logits[run], ROWS * 3);
+    }
+    OK(furthest(logits[0], logits[1], ROWS * 3) < 1e-6 && furthest(logits[2], logits[3], ROWS * 3) < 1e-6 && furthest(logits[0], logits[2], 3) > 1e-6);
+    tw_destroy(tw);
+}
+
+/* Memories that are not detached carry the gradient back: the answer's loss has the gradients of one whole pass. */
+static void check_memory_gradients(void) {
+    enum { CONTEXT = 10, ANSWER = TOKENS - CONTEXT };
+    int32_t ids[ROWS * TOKENS], labels[ROWS * TOKENS], part[2][ROWS * TOKENS], positions[2][ROWS * 2 * TOKENS], separator[2] = { CONTEXT, 0 }, i, b, flag[2] = { 1, 0 };
+    float whole[64 * 24], apart[64 * 24];
+    int detach;
+    for (i = 0; i < ROWS * TOKENS; i++) {
+        ids[i] = 1 + i * 11 % 60;
+        labels[i] = i % TOKENS < CONTEXT ? -100 : ids[i];
+    }
+    for (b = 0; b < ROWS; b++) for (i = 0; i < TOKENS; i++) {
+        int k = i >= CONTEXT, n = k ? ANSWER : CONTEXT, at = i - (k ? CONTEXT : 0);
+        part[k][b * n + at] = ids[b * TOKENS + i];
+        positions[k][(2 * b) * n + at] = k ? 4 : i;
+        positions[k][(2 * b + 1) * n + at] = k ? at + 1 : 0;
+    }
+    for (detach = -1; detach < 2; detach++) {              /* -1: in one pass */
+        tw_context *tw = tw_create(NULL);
+        tw_model *m = glm_of(tw, "GLMModel");
+        tw_batch in;
+        tw_outputs out, kept;
+        int32_t both[ROWS * 2 * TOKENS];
+        const char *name = "transformer.layers.0.mlp.dense_4h_to_h.bias";
+        memset(&in, 0, sizeof in);
+        if (detach < 0) {
+            for (b = 0; b < ROWS * 2; b++) for (i = 0; i < TOKENS; i++)
+                both[b * TOKENS + i] = i < CONTEXT ? positions[0][b * CONTEXT + i] : positions[1][b * ANSWER + i - CONTEXT];
+            tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, TOKENS), ids));
+            tw_batch_set(&in, "position_ids", tw_ids(tw, tw_shape3(ROWS, 2, TOKENS), both));
+            tw_batch_set(&in, "attention_mask", tw_ids(tw, tw_shape1(1), separator));
+            tw_batch_set(&in, "labels", tw_ids(tw, tw_shape2(ROWS, TOKENS), labels));
+        } else {
+            tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, CONTEXT), part[0]));
+            tw_batch_set(&in, "position_ids", tw_ids(tw, tw_shape3(ROWS, 2, CONTEXT), positions[0]));
+            tw_batch_set(&in, "attention_mask", tw_ids(tw, tw_shape1(1), separator));
+            tw_batch_set(&in, "return_memory", tw_ids(tw, tw_shape1(1), flag));
+            tw_batch_set(&in, "detach_memory", tw_ids(tw, tw_shape1(1), detach ? flag : flag + 1));
+            CHECK(tw_model_forward(m, &in, NULL, &kept), "%s", tw_error(tw));
+            memset(&in, 0, sizeof in);
+            for (i = 0; i < kept.count; i++) if (strncmp(kept.name[i], "mems.", 5) == 0) tw_batch_set(&in, kept.name[i], kept.tensor[i]);
+            tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(ROWS, ANSWER), part[1]));
+            tw_batch_set(&in, "position_ids", tw_ids(tw, tw_shape3(ROWS, 2, ANSWER), positions[1]));
+            tw_batch_set(&in, "labels", tw_ids(tw, tw_shape2(ROWS, ANSWER), part[1]));
+        }
+        CHECK(tw_model_forward(m, &in, NULL, &out) && tw_backward(tw_batch_get(&out, "loss")), "%s", tw_error(tw));
+        i = (int32_t)tw_read(tw_grad(tw_parameter_named(m, name)), detach < 0 ? whole : apart, 64 * 24);
+        if (detach == 0) CHECK(i == 24 && furthest(whole, apart, 24) < 1e-6, "through memories: off by %g", furthest(whole, apart, 24));
+        if (detach == 1) CHECK(i == 24 && furthest(whole, apart, 24) > 1e-5, "detached memories have a gradient");
+        tw_destroy(tw);
+    }
+}
+
 /* A prompt is framed for blanks, or for a text that goes on. */
 static void check_prompts(void) {
     static const struct { const char *text; int count; int32_t ids[10]; } prompts[] = {
@@ -174,6 +262,8 @@ int main(void) {
     check_dropout(HF, "glm");
     check_refusals();
     check_prompts();
+    check_classifier_masks();
+    check_memory_gradients();
     check_family("glm", flagai, sizeof flagai / sizeof *flagai);
     check_family("glm_hf", transformers, sizeof transformers / sizeof *transformers);
     return check_done();
