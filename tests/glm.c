@@ -13,7 +13,7 @@ static const char *const flagai[] = {
 };
 static const char *const transformers[] = {
     "glm_default", "glm_sequence", "glm_token", "glm_base", "glm4_default", "glm4_sequence", "glm4_token", "glm4_base", "no_bias", "whole_heads_turn",
-    "few_channels_turn", "rope_theta", "tied_head", "rms_norm_eps", "left_padding", "right_padding", "position_ids", "no_prefix"
+    "few_channels_turn", "rope_theta", "tied_head", "rms_norm_eps", "left_padding", "right_padding", "position_ids", "no_prefix", "old_config"
 };
 
 #define GLM "{\"model_type\":\"glm\",\"architectures\":[\"%s\"],\"num_layers\":%d,\"vocab_size\":61,\"hidden_size\":24,\"num_attention_heads\":3," \

@@ -14,6 +14,7 @@ goes into and comes out of its blocks, the last one behind the final norm.  Refe
 import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import shutil
@@ -433,7 +434,7 @@ def tiny_hf(glm4=False, **changes):
     return (transformers.Glm4Config if glm4 else transformers.GlmConfig)(**config)
 
 
-def hf_case(out, name, head, config, tensors, seed, change=None):
+def hf_case(out, name, head, config, tensors, seed, change=None, rewrite=None):
     folder = out / "glm_hf" / name
     folder.mkdir(parents=True)
     config.architectures = [head]
@@ -444,6 +445,8 @@ def hf_case(out, name, head, config, tensors, seed, change=None):
     if change is not None:
         path = folder / "model.safetensors"
         save_file({key: t.clone() for key, t in change(load_file(path)).items()}, path, metadata={"format": "pt"})
+    if rewrite is not None:
+        write_json(folder / "config.json", rewrite(json.loads((folder / "config.json").read_text())))
     outputs = reference_outputs(model, tensors)
     error, key = rounding_error(model, tensors, outputs)
     if error > 1:
@@ -495,6 +498,14 @@ def make_hf(out):
 
     config = tiny_hf(num_hidden_layers=1)
     hf_case(out, "no_prefix", lm, config, inputs(config, 1, 9, 123).tensors, 123, change=without_prefix)
+
+    def as_in_version_4(settings):
+        rope = settings.pop("rope_parameters")
+        return {**settings, "rope_theta": rope["rope_theta"], "partial_rotary_factor": rope["partial_rotary_factor"], "rope_scaling": None}
+
+    rope = dict(rope_type="default", rope_theta=71.0, partial_rotary_factor=0.75)
+    config = tiny_hf(num_hidden_layers=1, rope_parameters=rope)
+    hf_case(out, "old_config", lm, config, inputs(config, 1, 9, 124).tensors, 124, rewrite=as_in_version_4)
     generate_hf(out)
 
 
