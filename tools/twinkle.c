@@ -2017,25 +2017,24 @@ static void bench_attention(arguments *a, tw_dtype dtype) {
 }
 
 /* Sizes by name, with random weights: nothing to download.  Dropout is off, so that a step is the same work as anybody else's. */
-static const struct preset { const char *name, *config; } presets[] = {
+static const struct preset { const char *name, *config, *train_task; } presets[] = {
     { "gpt2", "{\"model_type\":\"gpt2\",\"n_layer\":12,\"n_embd\":768,\"n_head\":12,\"n_positions\":1024,\"vocab_size\":50257,"
-              "\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}" },
-    { "bert-base", NULL },
+              "\"resid_pdrop\":0,\"embd_pdrop\":0,\"attn_pdrop\":0}", NULL },
+    { "bert-base", "{\"model_type\":\"bert\",\"num_hidden_layers\":12,\"hidden_size\":768,\"num_attention_heads\":12,\"intermediate_size\":3072,"
+                   "\"vocab_size\":30522,\"hidden_dropout_prob\":0,\"attention_probs_dropout_prob\":0}", "masked-lm" },
     { "t5-base", "{\"model_type\":\"t5\",\"d_model\":768,\"d_kv\":64,\"d_ff\":3072,\"num_layers\":12,\"num_heads\":12,\"vocab_size\":32128,"
-                 "\"decoder_start_token_id\":0,\"dropout_rate\":0}" },
+                 "\"decoder_start_token_id\":0,\"dropout_rate\":0}", NULL },
     { "glm-large", "{\"model_type\":\"glm\",\"architectures\":[\"GLMModel\"],\"num_layers\":24,\"hidden_size\":1024,\"num_attention_heads\":16,"
                    "\"vocab_size\":50048,\"max_sequence_length\":1024,\"max_memory_length\":0,\"block_position_encoding\":true,\"output_predict\":true,"
-                   "\"embedding_dropout_prob\":0,\"attention_dropout_prob\":0,\"output_dropout_prob\":0}" }
+                   "\"embedding_dropout_prob\":0,\"attention_dropout_prob\":0,\"output_dropout_prob\":0}", NULL }
 };
 
 static tw_model *bench_model(arguments *a) {
     size_t i;
-    if (a->operands < 2) { fail(a->tw, TW_E_ARGUMENT, "bench %s: wants a MODEL: a folder, or gpt2 for that size with random weights (command line)", a->operand[0]); return NULL; }
+    if (a->operands < 2) { fail(a->tw, TW_E_ARGUMENT, "bench %s: wants a MODEL: a folder, or gpt2, bert-base, t5-base, glm-large for that size with random weights (command line)", a->operand[0]); return NULL; }
     for (i = 0; i < COUNT(presets); i++) {
         if (strcmp(presets[i].name, a->operand[1]) != 0) continue;
-        if (presets[i].config) return tw_from_config(a->tw, presets[i].config);
-        fail(a->tw, TW_E_UNSUPPORTED, "bench %s: this version does not have that model, only gpt2 (%s)", a->operand[0], presets[i].name);
-        return NULL;
+        return tw_from_config_with(a->tw, presets[i].config, !strcmp(a->operand[0], "train") ? presets[i].train_task : NULL);
     }
     return open_model(a, a->operand[1], false, true);
 }
@@ -2774,7 +2773,7 @@ static const command commands[] = {
     { "convert", "SRC DST", 2, 2, "writes a model with weights of another dtype", OPTIONS(convert_options), run_convert,
       "Examples:\n  twinkle convert gpt2 gpt2-bf16 --dtype bf16\n  twinkle convert gpt2 gpt2-q8 --dtype q8_0 --data some.txt\n" },
     { "bench", "NAME [MODEL]", 1, 2, "measures: gemm, attention, forward MODEL, generate MODEL, train MODEL, tokenize MODEL", OPTIONS(bench_options), run_bench,
-      "MODEL is a folder, or gpt2: that size with random weights.  Seconds are the median of several runs after a warm-up.\n"
+      "MODEL is a folder, or gpt2, bert-base, t5-base, glm-large: that size with random weights.  Seconds are the median of several runs after a warm-up.\n"
       "Examples:\n  twinkle bench gemm --m 256 --n 3072 --k 768 --trans-b\n  twinkle bench train gpt2 --batch 4 --seq 64 --threads 2\n" },
     { "pull", "NAME", 1, 1, "brings a model from a hub, through the system's curl", OPTIONS(pull_options), run_pull,
       "Brings config.json, the weights and the tokenizer's files.  What is there and right is not fetched again, and what broke off is\n"
