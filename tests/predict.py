@@ -251,6 +251,21 @@ def written():
             assert got == tokenizer.decode(ids, skip_special_tokens=True), got
 
 
+    folder = WORK / "written-t5"
+    save_tokenizer(folder, SEED + 4)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    config = transformers.T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, eos_token_id=1, pad_token_id=0
+    )
+    config.architectures = ["T5ForConditionalGeneration"]
+    model, tokenizer = finish(folder, transformers.T5ForConditionalGeneration(config), tokenizer)
+    for beams in (1, 3):
+        with check(f"text of T5 with {beams} beams"):
+            ids = model.generate(tokenizer("the 中 river", return_tensors="pt")["input_ids"], max_new_tokens=12, do_sample=False, num_beams=beams)[0, 1:]
+            got = predict(folder, "--text", "the 中 river", "--max-new-tokens", 12, "--num-beams", beams)["text"]
+            assert got == tokenizer.decode(ids, skip_special_tokens=True), got
+
+
 def refusals():
     folder = WORK / "classes-single"
     with check("command line"):

@@ -72,7 +72,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(self.status, b'{"error":"no"}')
         if self.token and path.startswith(("/api/", "/acme/")) and self.headers.get("Authorization") != f"Bearer {self.token}":
             return self.answer(401, b'{"error":"Invalid username or password."}')
-        if path in ("/api/models/acme/tiny", "/api/models/acme/tiny/revision/v2"):
+        listed = ("/api/models/acme/tiny", "/api/models/acme/tiny/revision/v2")
+        if path in listed and self.plain_list != "tree alone" and not (self.plain_list == "no query" and url.query):
             listing = {"id": "acme/tiny", "sha": "0" * 40, "siblings": [self.entry(name) for name in self.files]}
             return self.answer(200, json.dumps(listing).encode())
         if path == "/api/models/acme/tiny/tree/main" and self.plain_list != "no tree":
@@ -196,7 +197,7 @@ def plain_cases(url):
             Hub.reset(files)
             ok(*pull(url, fresh("a")))
             holds(WORK / "a", ["config.json", index, *shards])
-    for how in (True, "no tree"):
+    for how in (True, "no tree", "no query", "tree alone"):
         with check(f"a list without sizes ({how})"):
             Hub.reset(whole_model(), plain_list=how)
             ok(*pull(url, fresh("a")))

@@ -2431,8 +2431,9 @@ static int try_fetch(pull *p, const char *url, const char *part, hub_file *file,
     return code;
 }
 
-/* Fetches to the end: as long as a try brings something, and twice more.  False with an error. */
-static bool fetch(pull *p, const char *url, const char *part, hub_file *file) {
+/* Fetches to the end: as long as a try brings something, and twice more.  False with an error; without one where what
+   is optional is not there. */
+static bool fetch(pull *p, const char *url, const char *part, hub_file *file, bool optional) {
     int idle = 0, status, code;
     while (idle < 3 && !tw_failed(p->tw)) {
         int64_t before = size_of_file(part), after;
@@ -2442,6 +2443,7 @@ static bool fetch(pull *p, const char *url, const char *part, hub_file *file) {
         if (before < 0) before = 0;
         if (after > before && file) p->fetched += after - before;
         if (code == 0) return true;
+        if (optional && code == CURL_HTTP_ERROR && (status == 400 || status == 404 || status == 405)) return false;
         if (before > 0 && (code == CURL_NO_RANGES || (code == CURL_HTTP_ERROR && status == 416))) {   /* what is there is no use */
             remove(part);
             idle++;
@@ -2511,53 +2513,50 @@ static bool find_listed(const pull *p, const char *name, hub_file *file) {
     return false;
 }
 
-/* Fetches a JSON document of the hub's API.  NULL with an error; quiet: without one where it is not there. */
-static tw_json *fetch_json(pull *p, const char *url, bool quiet) {
-    char *path = path_in(p->tw, p->folder, ".pull-listing.part");
+/* Fetches a JSON document of the hub's API.  NULL with an error; optional: without one where the hub has no such page. */
+static tw_json *fetch_json(pull *p, const char *url, bool optional) {
+    char *path = url ? path_in(p->tw, p->folder, ".pull-listing.part") : NULL;
     tw_json *json = NULL;
-    int status = 0, code;
     if (!path) return NULL;
     remove(path);
-    if (quiet) {
-        code = try_fetch(p, url, path, NULL, &status);
-        if (code == 0) json = tw_json_load(p->tw, path);
-    } else if (fetch(p, url, path, NULL)) {
-        json = tw_json_load(p->tw, path);
-    }
+    if (fetch(p, url, path, NULL, optional)) json = tw_json_load(p->tw, path);
     remove(path);
     free(path);
     return json;
 }
 
-/* The list of the model's files: /api/models/NAME has them, with sizes and hashes for ?blobs=true; a hub that leaves
-   those out is asked for /tree/REVISION, too. */
+/* The list of the model's files.  /api/models/NAME has them, with sizes and hashes for ?blobs=true; of a hub that does not
+   know that, /tree/REVISION is asked for them. */
 static bool fetch_listing(pull *p) {
-    char *revision = url_part(p->tw, p->revision), *url = NULL;
+    char *revision = url_part(p->tw, p->revision), *page = NULL, *with = NULL, *tree_page = NULL;
     tw_json *model = NULL, *tree = NULL;
+    const tw_json *siblings;
     int64_t i;
     bool sized = true;
-    if (revision && option_given(p->a, "--revision")) url = text_of(p->tw, "%s/api/models/%s/revision/%s?blobs=true", p->endpoint, p->name, revision);
-    else if (revision) url = text_of(p->tw, "%s/api/models/%s?blobs=true", p->endpoint, p->name);
-    if (url) model = fetch_json(p, url, false);
-    if (model && tw_json_type(tw_json_get(model, "siblings")) != TW_JSON_ARRAY) fail(p->tw, TW_E_FORMAT, "%s: the hub's answer has no list of files (%s)", p->name, url);
-    free(url);
-    url = NULL;
-    if (!tw_failed(p->tw)) {
-        p->listing = tw_json_array(p->tw);
-        for (i = 0; i < tw_json_count(tw_json_get(model, "siblings")); i++) {
-            const tw_json *entry = tw_json_at(tw_json_get(model, "siblings"), i);
-            if (tw_json_int(tw_json_get(entry, "size"), -1) < 0) sized = false;
-            tw_json_push_copy(p->listing, entry);
-        }
-        if (!sized) url = text_of(p->tw, "%s/api/models/%s/tree/%s", p->endpoint, p->name, revision);
-        if (url) tree = fetch_json(p, url, true);
-        if (tw_json_type(tree) == TW_JSON_ARRAY && tw_json_count(tree) > 0) { tw_json_free(p->listing); p->listing = tree; tree = NULL; }
+    if (revision) {
+        bool main_one = !option_given(p->a, "--revision");
+        page = text_of(p->tw, "%s/api/models/%s%s%s", p->endpoint, p->name, main_one ? "" : "/revision/", main_one ? "" : revision);
+        with = page ? text_of(p->tw, "%s?blobs=true", page) : NULL;
+        tree_page = text_of(p->tw, "%s/api/models/%s/tree/%s", p->endpoint, p->name, revision);
     }
+    model = fetch_json(p, with, true);
+    if (!model && !tw_failed(p->tw)) model = fetch_json(p, page, true);
+    siblings = tw_json_get(model, "siblings");
+    if (model && tw_json_type(siblings) != TW_JSON_ARRAY) fail(p->tw, TW_E_FORMAT, "%s: the hub's answer has no list of files (%s)", p->name, page);
+    if (!tw_failed(p->tw)) p->listing = tw_json_array(p->tw);
+    for (i = 0; i < tw_json_count(siblings) && !tw_failed(p->tw); i++) {
+        if (tw_json_int(tw_json_get(tw_json_at(siblings, i), "size"), -1) < 0) sized = false;
+        tw_json_push_copy(p->listing, tw_json_at(siblings, i));
+    }
+    if (!tw_failed(p->tw) && (!model || !sized)) tree = fetch_json(p, tree_page, model != NULL);
+    if (tw_json_type(tree) == TW_JSON_ARRAY && tw_json_count(tree) > 0) { tw_json_free(p->listing); p->listing = tree; tree = NULL; }
     for (i = 0; !tw_failed(p->tw) && i < tw_json_count(p->listing); i++)
         if (!stays_inside(listed_name(tw_json_at(p->listing, i)), false))
             fail(p->tw, TW_E_FORMAT, "%s: the hub lists \"%.200s\", a name that leaves the folder", p->name, listed_name(tw_json_at(p->listing, i)));
     free(revision);
-    free(url);
+    free(page);
+    free(with);
+    free(tree_page);
     tw_json_free(model);
     tw_json_free(tree);
     return !tw_failed(p->tw);
@@ -2617,7 +2616,7 @@ static bool bring(pull *p, hub_file file) {
         resumed = size_of_file(part) > 0;
         for (;;) {
             bool whole = file.size >= 0 && size_of_file(part) == file.size;
-            if (!whole && !fetch(p, url, part, &file)) break;
+            if (!whole && !fetch(p, url, part, &file, false)) break;
             if (size_of_file(part) < 0) { FILE *empty = fopen(part, "wb"); if (empty) fclose(empty); }      /* curl makes no file of no bytes */
             wrong_with = what_is_wrong(p, part, &file);
             if (*wrong_with) {
