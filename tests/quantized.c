@@ -2,7 +2,7 @@
    long prompt, before and after a file, on all numbers of threads; what is refused; what a plan says. */
 #define TWINKLE_IMPLEMENTATION
 #include "twinkle.h"
-#include "check.h"
+#include "golden.h"
 #include <math.h>
 #include <string.h>
 
@@ -148,6 +148,38 @@ static void check_plan(void) {
     tw_destroy(tw);
 }
 
+/* llama.cpp's own Python package: q8_0's blocks byte for byte, and what it reads from blocks of both. */
+static void check_blocks(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_weights *file = tw_open_weights(tw, GOLDENS "quantized.safetensors");
+    const tw_weight *rows = tw_weights_find(file, "rows");
+    twb_cpu cpu = twb_cpu_default();
+    int t;
+    CHECK(rows != NULL, "%s", tw_error(tw));
+    for (t = 0; rows && t < 2; t++) {
+        const twb_type type = t ? TWB_Q4_0 : TWB_Q8_0;
+        const tw_weight *blocks = tw_weights_find(file, t ? "q4_0.blocks" : "q8_0.blocks"), *values = tw_weights_find(file, t ? "q4_0.values" : "q8_0.values");
+        const ptrdiff_t n = (ptrdiff_t)rows->shape[0], k = (ptrdiff_t)rows->shape[1];
+        float *x = (float *)check_malloc(rows->bytes), *y = (float *)check_malloc(rows->bytes);
+        unsigned char *made = (unsigned char *)check_malloc(blocks->bytes);
+        double theirs = 0, ours = 0;
+        ptrdiff_t i;
+        CHECK(blocks->bytes == (size_t)n * twb_quant_row_bytes(type, k) && values->bytes == rows->bytes, "the golden has other sizes");
+        memcpy(x, rows->data, rows->bytes);
+        twb_dequantize(type, n, k, blocks->data, y, k);
+        CHECK(memcmp(y, values->data, values->bytes) == 0, "%s: blocks are read as other numbers than gguf's", tw_dtype_name(types[t]));
+        for (i = 0; i < n * k; i++) theirs += ((double)y[i] - (double)x[i]) * ((double)y[i] - (double)x[i]);
+        CHECK(twb_quantize(&cpu, type, n, k, x, k, made), "refused");
+        if (!t) CHECK(memcmp(made, blocks->data, blocks->bytes) == 0, "q8_0: other bytes than gguf's");
+        twb_dequantize(type, n, k, made, y, k);
+        for (i = 0; i < n * k; i++) ours += ((double)y[i] - (double)x[i]) * ((double)y[i] - (double)x[i]);
+        CHECK(ours <= theirs * (t ? 0.95 : 1), "%s: squared error %g, gguf's %g", tw_dtype_name(types[t]), ours, theirs);
+        free(x); free(y); free(made);
+    }
+    tw_close_weights(file);
+    tw_destroy(tw);
+}
+
 int main(void) {
     size_t c;
     int t;
@@ -156,5 +188,6 @@ int main(void) {
         check_generation(t);
     }
     check_plan();
+    check_blocks();
     return check_done();
 }

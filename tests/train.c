@@ -98,6 +98,40 @@ static void train_case(const char *name) {
     live_blocks = 0;
 }
 
+/* Training in bf16 against torch.autocast: its losses, step by step, are as close to f32 training's as torch's are. */
+static void bf16_case(void) {
+    tw_context *tw = counted_context(2);
+    tw_json *golden = tw_json_load(tw, GOLDENS "train/bf16.json");
+    const tw_json *config = tw_json_get(golden, "config");
+    tw_model *model = tw_from_pretrained(tw, GOLDENS "train/model");
+    tw_dataset_desc how;
+    tw_dataset *data;
+    tw_batch batch;
+    double off = 0, off_torch = 0, worst = 0;
+    int step, steps = (int)tw_json_int(tw_json_get(config, "max_steps"), 40);
+    set_up(model, config);
+    memset(&how, 0, sizeof how);
+    how.batch_size = tw_json_int(tw_json_get(config, "per_device_train_batch_size"), 2);
+    how.max_steps = steps;
+    data = tw_dataset_from_file(model, GOLDENS "train/even.safetensors", &how);
+    tw_bf16(tw, true);
+    for (step = 0; step < steps && tw_next_batch(data, &batch); step++) {
+        double torch = tw_json_number(tw_json_at(tw_json_get(golden, "losses"), step), -1), f32 = tw_json_number(tw_json_at(tw_json_get(golden, "f32_losses"), step), -1);
+        double loss = (double)tw_forward_backward(model, &batch, NULL);
+        tw_clip_grad_and_step(model, 1, 2, NULL);
+        worst = fmax(worst, fabs(loss - torch));
+        off += fabs(loss - f32) / steps;
+        off_torch += fabs(torch - f32) / steps;
+    }
+    CHECK(!tw_failed(tw) && step == steps, "bf16: %s", tw_error(tw));
+    CHECK(off > 0 && off <= 1.2 * off_torch, "bf16: off f32's losses by %g on average, torch by %g", off, off_torch);
+    CHECK(worst <= 0.01, "bf16: a loss is off torch's by %g", worst);
+    printf("bf16: off f32's losses by %.2g on average, torch.autocast by %.2g; off torch's by %.2g at most\n", off, off_torch, worst);
+    tw_destroy(tw);
+    CHECK(live_blocks == 0, "bf16: %ld blocks are leaked", live_blocks);
+    live_blocks = 0;
+}
+
 static void scheduler_cases(void) {
     tw_context *tw = tw_create(NULL);
     tw_json *golden = tw_json_load(tw, GOLDENS "schedulers.json");
@@ -262,6 +296,7 @@ int main(void) {
     uint64_t bits;
     size_t i;
     for (i = 0; i < sizeof names / sizeof *names; i++) train_case(names[i]);
+    bf16_case();
     scheduler_cases();
     bits = whole_run(1, false);
     CHECK(whole_run(2, false) == bits && whole_run(3, false) == bits, "threads change the bits of a run");

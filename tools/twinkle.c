@@ -1045,7 +1045,7 @@ static const struct train_key { const char *name; key_kind kind; double low, hig
     { "shuffle", K_BOOL, 0, 0, "rows in a new order every epoch (default: true)" },
     { "gradient_checkpointing", K_BOOL, 0, 0, "less memory for a third more time (default: false)" },
     { "dropout", K_NUMBER, 0, 0.999, "all of the model's dropout probabilities (default: its config's)" },
-    { "bf16", K_LATER, 0, 0, "not in this version" },
+    { "bf16", K_BOOL, 0, 0, "products see the weights rounded to bf16; sums, gradients and the weights themselves stay f32 (default: false)" },
     { "lora", K_LATER, 0, 0, "not in this version" },
     { "enable_server", K_LATER, 0, 0, "not in this version" }
 };
@@ -1172,6 +1172,7 @@ static bool make_model(train_run *r) {
     if (tokenizer) tw_set_tokenizer(r->model, tokenizer);
     if (key(r, "dropout")) tw_set_dropout(r->model, (float)number(r, "dropout", 0));
     tw_gradient_checkpointing(r->model, yes(r, "gradient_checkpointing", false));
+    tw_bf16(r->tw, yes(r, "bf16", false));
     tw_add_metric(r->model, "loss", TW_EVALUATION);
     if (r->eval_steps && (!strcmp(r->metric, "accuracy") || has_classes(r->model))) tw_add_metric(r->model, "accuracy", TW_EVALUATION);
     return !tw_failed(r->tw);
@@ -1795,8 +1796,8 @@ static int run_convert(arguments *a) {
         if (before.language) report_change(a, dtype, "perplexity", 1, exp(before.loss), exp(after.loss), o);
         report_change(a, dtype, "accuracy", 100, before.accuracy, after.accuracy, o);
         if (plain) tw_json_free(o); else print_json(tw, o);
-    } else if (dtype == TW_Q8_0 || dtype == TW_Q4_0)
-        fprintf(stderr, "twinkle: convert: what %s costs was not measured; with --data FILE (a text, or data for the model's head) the change is printed\n", tw_dtype_name(dtype));
+    } else if (plain && (dtype == TW_Q8_0 || dtype == TW_Q4_0))
+        printf("what %s costs was not measured: --data FILE (a text, or data for the head) prints the change\n", tw_dtype_name(dtype));
     return status_of(tw);
 }
 
@@ -2146,6 +2147,7 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     if (b.model && training) {
         tw_gradient_checkpointing(b.model, option_given(a, "--gradient-checkpointing"));
         tw_set_optimizer(b.model, "adamw", "{\"lr\":1e-4}");
+        tw_bf16(tw, dtype == TW_BF16);
     }
     tw_training(tw, training);
     tw_no_grad(tw, !training);
