@@ -88,6 +88,7 @@ typedef struct twb_cpu {
     void   *parallel_user;
     twb_team *team;             /* threads that stand ready (twb_with_team), or NULL */
     bool    vnni;               /* AVX-512: the processor has AVX512_VNNI too; false is always right */
+    int     l2_kib;             /* a core's second-level cache, for the size of blocks; 0: not known */
 } twb_cpu;
 
 TWBDEF twb_cpu     twb_cpu_default(void);             /* the best kernel set, every core (OpenMP) or one thread */
@@ -842,10 +843,9 @@ typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_R
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
-    TWB_BLOCK_COLUMNS = 512,        /* most columns of a block of B, */
-    TWB_BLOCK_COLUMNS_256K = 256,   /* and where the L2 is smaller than the 1 MiB usual beside AVX-512 */
+    TWB_BLOCK_COLUMNS = 512,        /* most columns of a block of B */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
-    TWB_BLOCK_FLOATS = TWB_KC * TWB_BLOCK_COLUMNS
+    TWB_WORKER_FLOATS = TWB_STRIP_FLOATS + TWB_KC * TWB_BLOCK_COLUMNS       /* most scratch of a worker */
 };
 
 /* How a product is cut into tasks: a task is rows x columns of C over all of k. */
@@ -863,8 +863,8 @@ typedef struct twb_gemm_job {
 static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_gemm_job *job) {
     const double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k * (double)(g->batch > 1 ? g->batch : 1);
     const double bytes = (double)g->n * (double)g->k * (double)twb_type_bytes(g->b_type);
-    const bool narrow = cpu->isa != TWB_ISA_AVX512;
-    ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = narrow ? TWB_BLOCK_COLUMNS_256K : TWB_BLOCK_COLUMNS, wanted;
+    const ptrdiff_t l2 = (ptrdiff_t)(cpu->l2_kib > 0 ? cpu->l2_kib : 512) << 10;
+    ptrdiff_t rows = g->m > 0 ? g->m : 1, columns, wanted;
     int workers = cpu->threads > 1 ? cpu->threads : 1;
     memset(job, 0, sizeof *job);
     job->args = g;
@@ -876,6 +876,8 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
         else if (g->trans_b) { if (g->m <= TWB_SKINNY_ROWS) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
     }
+    columns = twb_min_size(TWB_BLOCK_COLUMNS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)) / 32 * 32);     /* half of the L2 */
+    if (columns < 64) columns = 64;
     if (job->way == TWB_WAY_ROWS) columns = TWB_SKINNY_SUMS / rows / 16 * 16;
     /* Rows of B side by side reach the kernel as well as a panel does.  What packing gains is shorter ways
        through memory for all rows but the first strips; it pays for itself with enough of them. */
@@ -1441,10 +1443,12 @@ TWBDEF twb_cpu twb_cpu_default(void) {
     for (isa = TWB_ISA_COUNT - 1; isa > 0 && !twb_isa_available((twb_isa)isa); isa--) continue;
     cpu.isa = (twb_isa)isa;
 #if TWB_X86
-    if (cpu.isa == TWB_ISA_AVX512) {
+    {
         unsigned r[4];
         twb_cpuid(7, 0, r);
-        cpu.vnni = r[2] >> 11 & 1u;
+        cpu.vnni = cpu.isa == TWB_ISA_AVX512 && (r[2] >> 11 & 1u);
+        twb_cpuid(0x80000006u, 0, r);
+        cpu.l2_kib = (int)(r[2] >> 16);
     }
 #endif
 #ifdef _OPENMP
@@ -1872,7 +1876,7 @@ static void twb_loss_make_plan(const twb_cpu *cpu, const twb_linear_cross_entrop
     plan->d_weight.c = args->d_weight; plan->d_weight.ldc = args->ld_d_weight; plan->d_weight.beta = 1;
     plan->logits.alpha = plan->d_hidden.alpha = plan->d_weight.alpha = 1;
     /* fewer rows than planned may be cut otherwise: room for the widest blocks */
-    gemm = (size_t)(cpu->threads > 1 ? cpu->threads : 1) * (TWB_STRIP_FLOATS + TWB_BLOCK_FLOATS) * sizeof(float) + 64;
+    gemm = (size_t)(cpu->threads > 1 ? cpu->threads : 1) * TWB_WORKER_FLOATS * sizeof(float) + 64;
     if (args->weight_type >= TWB_Q8_0) gemm = twb_quant_gemm_scratch(cpu, &plan->logits);
     plan->at_index = twb_loss_piece(&plan->bytes, (size_t)plan->rows * sizeof(ptrdiff_t));
     plan->at_state = twb_loss_piece(&plan->bytes, (size_t)plan->rows * sizeof(twb_row_loss));
@@ -3420,13 +3424,14 @@ TWB_VFN twb_s twb_s_get(const float *p) { return _mm512_loadu_ps(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { _mm512_storeu_ps(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return _mm512_fmadd_ps(_mm512_set1_ps(*x), y, c); }
 /* Four rounds of sixteen shuffles: pairs of rows, pairs of pairs, then the 128-bit quarters in two rounds. */
-TWB_VFN void twb_s_transpose(twb_s *r) {
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
     twb_s t[16];
     int i;
     TWB_UNROLL
     for (i = 0; i < 16; i += 2) {
-        t[i]     = _mm512_maskz_unpacklo_ps((__mmask16)0xFFFF, r[i], r[i + 1]);
-        t[i + 1] = _mm512_maskz_unpackhi_ps((__mmask16)0xFFFF, r[i], r[i + 1]);
+        const __m512 upper = _mm512_loadu_ps(p + i * ld), lower = _mm512_loadu_ps(p + (i + 1) * ld);
+        t[i]     = _mm512_maskz_unpacklo_ps((__mmask16)0xFFFF, upper, lower);
+        t[i + 1] = _mm512_maskz_unpackhi_ps((__mmask16)0xFFFF, upper, lower);
     }
     TWB_UNROLL
     for (i = 0; i < 16; i += 4) {                    /* r[i + c]: rows i..i+3 of columns c, c + 4, c + 8, c + 12 */
@@ -3460,24 +3465,22 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return _mm256_loadu_ps(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { _mm256_storeu_ps(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return _mm256_fmadd_ps(_mm256_set1_ps(*x), y, c); }
-/* Three rounds of eight shuffles: pairs of rows, pairs of pairs, halves. */
-TWB_VFN void twb_s_transpose(twb_s *r) {
-    twb_s t[8];
-    int i;
+/* Row i and row i + 4 are loaded as the halves of a register, which spares the round of shuffles across halves: what is
+   left are pairs of rows, and pairs of pairs. */
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
+    int half, i;
     TWB_UNROLL
-    for (i = 0; i < 8; i += 2) { t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]); t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]); }
-    TWB_UNROLL
-    for (i = 0; i < 8; i += 4) {
-        r[i]     = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-    }
-    TWB_UNROLL
-    for (i = 0; i < 4; i++) {
-        t[i] = r[i];
-        r[i] = _mm256_permute2f128_ps(t[i], r[i + 4], 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(t[i], r[i + 4], 0x31);
+    for (half = 0; half < 8; half += 4) {
+        twb_s t[4], a, b, c, d;
+        TWB_UNROLL
+        for (i = 0; i < 4; i++)
+            t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + half)), _mm_loadu_ps(p + (i + 4) * ld + half), 1);
+        a = _mm256_unpacklo_ps(t[0], t[1]); b = _mm256_unpackhi_ps(t[0], t[1]);
+        c = _mm256_unpacklo_ps(t[2], t[3]); d = _mm256_unpackhi_ps(t[2], t[3]);
+        r[half]     = _mm256_shuffle_ps(a, c, 0x44);
+        r[half + 1] = _mm256_shuffle_ps(a, c, 0xEE);
+        r[half + 2] = _mm256_shuffle_ps(b, d, 0x44);
+        r[half + 3] = _mm256_shuffle_ps(b, d, 0xEE);
     }
 }
 #elif TWB_PASS == TWB_PASS_NEON
@@ -3491,8 +3494,8 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return vld1q_f32(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { vst1q_f32(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return vfmaq_n_f32(c, y, *x); }
-TWB_VFN void twb_s_transpose(twb_s *r) {
-    float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
+    float32x4x2_t a = vtrnq_f32(vld1q_f32(p), vld1q_f32(p + ld)), b = vtrnq_f32(vld1q_f32(p + 2 * ld), vld1q_f32(p + 3 * ld));
     r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
     r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
     r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
@@ -3509,7 +3512,7 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return *p; }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { *p = x; }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return fmaf(*x, y, c); }
-TWB_VFN void twb_s_transpose(twb_s *r) { (void)r; }
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) { (void)ld; *r = *p; }
 #endif
 
 /* a square whose rows or columns are not all there: zeros for the rest */
@@ -3527,22 +3530,15 @@ TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
 TWB_VFN void TWB_NAME(twb_square)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, twb_s *s) {
     float square[TWB_W * TWB_W];
+    const float *from = (const float *)b + at;
     int i;
-    if (rows < TWB_W || depth < TWB_W) {
-        TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
-        type = TWB_F32; b = square; at = 0; ld = TWB_W;
+    if (rows < TWB_W || depth < TWB_W || type != TWB_F32) {
+        if (rows < TWB_W || depth < TWB_W) TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
+        else for (i = 0; i < TWB_W; i++) twb_s_put(square + i * TWB_W, twb_s_load(type, b, at + i * ld));
+        from = square;
+        ld = TWB_W;
     }
-    if (type == TWB_F32) {
-        TWB_UNROLL
-        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_F32, b, at + i * ld);
-    } else if (type == TWB_F16) {
-        TWB_UNROLL
-        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_F16, b, at + i * ld);
-    } else {
-        TWB_UNROLL
-        for (i = 0; i < TWB_W; i++) s[i] = twb_s_load(TWB_BF16, b, at + i * ld);
-    }
-    twb_s_transpose(s);
+    twb_s_transpose(from, ld, s);
 }
 
 /* Columns [j, j + columns) of B, k from k0 on, into panels [kc][16]; columns that do not exist become 0.
@@ -3614,7 +3610,6 @@ TWB_VFN ptrdiff_t TWB_NAME(twb_lines_ahead)(const TWB_NAME(twb_ahead) *p) { retu
 TWB_FN void TWB_NAME(twb_block_ahead)(const twb_gemm_args *g, const char *b, ptrdiff_t k0, ptrdiff_t j0, ptrdiff_t j1, TWB_NAME(twb_ahead) *next) {
     ptrdiff_t element = (ptrdiff_t)twb_type_bytes(g->b_type), kc;
     next->rows = next->done = next->row_bytes = next->step = 0; next->at = b;
-    if (k0 >= g->k) { k0 = 0; j1 += j1 - j0; j0 = (j0 + j1) / 2; }          /* the next task, most likely */
     kc = twb_min_size(TWB_KC, g->k - k0);
     j1 = twb_min_size(j1, g->n);
     if (j0 >= j1) return;
@@ -3629,48 +3624,62 @@ TWB_FN void TWB_NAME(twb_block_ahead)(const twb_gemm_args *g, const char *b, ptr
     }
 }
 
+/* Rows of A over a block of k, side by side at each k where A is transposed, else one after another. */
+TWB_FN void TWB_NAME(twb_copy_strip)(const twb_gemm_args *g, const float *a, ptrdiff_t i, ptrdiff_t rows, ptrdiff_t k0, ptrdiff_t kc, float *to) {
+    ptrdiff_t k, r;
+    if (!g->trans_a) {
+        for (r = 0; r < rows; r++) memcpy(to + r * TWB_A_ROW, a + (i + r) * g->lda + k0, (size_t)kc * sizeof *to);
+        return;
+    }
+    for (k = 0; k < kc; k++)           /* sixteen are written where `rows` are wanted: the next k overwrites the rest */
+        twb_store(to + k * rows, twb_get(a + (k0 + k) * g->lda + i, g->m - i));
+}
+
+/* The panels of B's columns [j0, j1), where they are or packed into `block`. */
+TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_job *job, const char *b, ptrdiff_t k0, ptrdiff_t kc, ptrdiff_t j0, ptrdiff_t j1,
+                                            float *block, ptrdiff_t *b_row, ptrdiff_t *b_panel) {
+    const twb_gemm_args *g = job->args;
+    *b_row = 16; *b_panel = kc * 16;
+    if (g->b_packed) {
+        ptrdiff_t at = twb_packed_at(g->n, j0, k0, kc), count = twb_ceil_div(j1 - j0, 16) * 16 * kc, l;
+        if (g->b_type == TWB_F32) return (const float *)(const void *)b + at;
+        for (l = 0; l < count; l += 16) twb_store(block + l, TWB_NAME(twb_get_type)(b, g->b_type, at + l, 16));
+    } else if (job->b_in_place && (j1 - j0) % 16 == 0) {
+        *b_row = g->ldb; *b_panel = 16;
+        return (const float *)(const void *)b + k0 * g->ldb + j0;
+    } else {
+        TWB_NAME(twb_pack_panels)(g->b_type, g->trans_b, b, g->ldb, k0, kc, j0, j1 - j0, block, *b_panel);
+    }
+    return block;
+}
+
 TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
     const twb_gemm_args *g = job->args;
     const float *a = g->a + item * g->stride_a;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
-    float *c = g->c + item * g->stride_c, *strip = scratch, *block = scratch + TWB_STRIP_FLOATS;
-    ptrdiff_t k0 = 0, i, j, k;
+    float *c = g->c + item * g->stride_c, *strip = scratch, *block = scratch + TWB_STRIP_FLOATS, alpha[16], beta[16];
     const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS), calls = twb_ceil_div(j1 - j0, 16);
-    float alpha[16], beta[16];
+    ptrdiff_t k0 = 0, i, j;
     TWB_NAME(twb_tile) t;
     t.ldc = g->ldc;
     do {
         const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0);
-        const float *panels = block;
-        ptrdiff_t b_row = 16, b_panel = kc * 16, strip_index = 0, b_lines;
+        ptrdiff_t b_row, b_panel, strip_index = 0, b_lines;
+        const float *panels = TWB_NAME(twb_panels_of)(job, b, k0, kc, j0, j1, block, &b_row, &b_panel);
         TWB_NAME(twb_ahead) next_b, next_a;
         TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
-        if (g->b_packed) {
-            ptrdiff_t at = twb_packed_at(g->n, j0, k0, kc), count = twb_ceil_div(j1 - j0, 16) * 16 * kc;
-            if (g->b_type == TWB_F32) panels = (const float *)(const void *)b + at;
-            else for (j = 0; j < count; j += 16) twb_store(block + j, TWB_NAME(twb_get_type)(b, g->b_type, at + j, 16));
-        } else if (job->b_in_place && (j1 - j0) % 16 == 0) {
-            panels = (const float *)(const void *)b + k0 * g->ldb + j0;
-            b_row = g->ldb; b_panel = 16;
-        } else {
-            TWB_NAME(twb_pack_panels)(g->b_type, g->trans_b, b, g->ldb, k0, kc, j0, j1 - j0, block, b_panel);
-        }
-        TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, j1, &next_b);
-        b_lines = strips >= 12 ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
+        if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, j1, &next_b);
+        else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->task_columns, &next_b);         /* the next task, most likely */
+        b_lines = strips > 1 ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
         for (i = i0; i < i1; strip_index++) {
             ptrdiff_t rows = twb_ceil_div(i1 - i, strips - strip_index), a_row = g->lda, a_step = 1, a_lines;
             const float *strip_a = a + i * g->lda + k0;
             const TWB_NAME(twb_kernel_of) *kernel = NULL;
-            if (g->trans_a) {
-                if (i + 16 <= g->m) {          /* what is beyond the strip's rows is overwritten, or never read */
-                    for (k = 0; k < kc; k++) twb_store(strip + k * 16, twb_load(a + (k0 + k) * g->lda + i));
-                } else {
-                    for (k = 0; k < kc; k++) twb_store(strip + k * 16, twb_loadn(a + (k0 + k) * g->lda + i, (int)rows));
-                }
-                strip_a = strip; a_row = 1; a_step = 16;
-            } else if (job->copy_a) {
-                for (k = 0; k < rows; k++) memcpy(strip + k * TWB_A_ROW, strip_a + k * g->lda, (size_t)kc * sizeof *strip);
-                strip_a = strip; a_row = TWB_A_ROW;
+            if (g->trans_a || job->copy_a) {
+                TWB_NAME(twb_copy_strip)(g, a, i, rows, k0, kc, strip);
+                strip_a = strip;
+                a_row = g->trans_a ? 1 : (ptrdiff_t)TWB_A_ROW;
+                a_step = g->trans_a ? rows : 1;
             }
             next_a.at = (const char *)(g->trans_a ? a + k0 * g->lda + i + rows : a + (i + rows) * g->lda + k0);
             next_a.rows = i + rows >= i1 ? 0 : g->trans_a ? kc : rows;
