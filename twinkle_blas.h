@@ -3416,6 +3416,7 @@ TWB_FN void TWB_NAME(twb_small_product)(ptrdiff_t rows, ptrdiff_t columns, ptrdi
 #define twb_s_put        TWB_NAME(twb_s_put)
 #define twb_s_fma1       TWB_NAME(twb_s_fma1)
 #define twb_s_transpose  TWB_NAME(twb_s_transpose)
+#define twb_s_four       TWB_NAME(twb_s_four)
 #if TWB_PASS == TWB_PASS_AVX512
 #define TWB_W 16
 typedef __m512 twb_s;
@@ -3423,6 +3424,32 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) { ret
 TWB_VFN twb_s twb_s_get(const float *p) { return _mm512_loadu_ps(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { _mm512_storeu_ps(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return _mm512_fmadd_ps(_mm512_set1_ps(*x), y, c); }
+/* four numbers of each of the rows at `at`, at + ld, at + 2 ld and at + 3 ld */
+TWB_VFN twb_s TWB_NAME(twb_quarters)(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld) {
+    if (type == TWB_F32) {
+        const float *p = (const float *)b + at;
+        twb_s x = _mm512_castps128_ps512(_mm_loadu_ps(p));
+        x = _mm512_insertf32x4(x, _mm_loadu_ps(p + ld), 1);
+        x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 2 * ld), 2);
+        return _mm512_insertf32x4(x, _mm_loadu_ps(p + 3 * ld), 3);
+    } else {
+        uint16_t words[16];
+        int i;
+        for (i = 0; i < 4; i++) memcpy(words + 4 * i, (const uint16_t *)b + at + i * ld, 4 * sizeof *words);
+        return TWB_NAME(twb_widen)(type, words, 0);
+    }
+}
+/* s[d] is number d of sixteen rows: pairs of rows, and pairs of pairs. */
+TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, twb_s *s) {
+    const twb_s p = TWB_NAME(twb_quarters)(type, b, at, 4 * ld), q = TWB_NAME(twb_quarters)(type, b, at + ld, 4 * ld);
+    const twb_s r = TWB_NAME(twb_quarters)(type, b, at + 2 * ld, 4 * ld), t = TWB_NAME(twb_quarters)(type, b, at + 3 * ld, 4 * ld);
+    const twb_s low = _mm512_maskz_unpacklo_ps((__mmask16)0xFFFF, p, q), high = _mm512_maskz_unpackhi_ps((__mmask16)0xFFFF, p, q);
+    const twb_s low2 = _mm512_maskz_unpacklo_ps((__mmask16)0xFFFF, r, t), high2 = _mm512_maskz_unpackhi_ps((__mmask16)0xFFFF, r, t);
+    s[0] = _mm512_maskz_shuffle_ps((__mmask16)0xFFFF, low, low2, 0x44);
+    s[1] = _mm512_maskz_shuffle_ps((__mmask16)0xFFFF, low, low2, 0xEE);
+    s[2] = _mm512_maskz_shuffle_ps((__mmask16)0xFFFF, high, high2, 0x44);
+    s[3] = _mm512_maskz_shuffle_ps((__mmask16)0xFFFF, high, high2, 0xEE);
+}
 /* Four rounds of sixteen shuffles: pairs of rows, pairs of pairs, then the 128-bit quarters in two rounds. */
 TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
     twb_s t[16];
@@ -3465,23 +3492,35 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return _mm256_loadu_ps(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { _mm256_storeu_ps(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return _mm256_fmadd_ps(_mm256_set1_ps(*x), y, c); }
-/* Row i and row i + 4 are loaded as the halves of a register, which spares the round of shuffles across halves: what is
-   left are pairs of rows, and pairs of pairs. */
-TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
-    int half, i;
-    TWB_UNROLL
-    for (half = 0; half < 8; half += 4) {
-        twb_s t[4], a, b, c, d;
-        TWB_UNROLL
-        for (i = 0; i < 4; i++)
-            t[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + half)), _mm_loadu_ps(p + (i + 4) * ld + half), 1);
-        a = _mm256_unpacklo_ps(t[0], t[1]); b = _mm256_unpackhi_ps(t[0], t[1]);
-        c = _mm256_unpacklo_ps(t[2], t[3]); d = _mm256_unpackhi_ps(t[2], t[3]);
-        r[half]     = _mm256_shuffle_ps(a, c, 0x44);
-        r[half + 1] = _mm256_shuffle_ps(a, c, 0xEE);
-        r[half + 2] = _mm256_shuffle_ps(b, d, 0x44);
-        r[half + 3] = _mm256_shuffle_ps(b, d, 0xEE);
+/* four numbers of the row at `at` and of the one at at + ld */
+TWB_VFN twb_s TWB_NAME(twb_halves)(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld) {
+    if (type == TWB_F32)
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const float *)b + at)), _mm_loadu_ps((const float *)b + at + ld), 1);
+    else {
+        uint64_t low, high;
+        __m128i words;
+        memcpy(&low, (const uint16_t *)b + at, sizeof low);
+        memcpy(&high, (const uint16_t *)b + at + ld, sizeof high);
+        words = _mm_set_epi64x((long long)high, (long long)low);
+        if (type == TWB_F16) return _mm256_cvtph_ps(words);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
     }
+}
+/* s[d] is number d of eight rows.  Row i and row i + 4 are loaded as the halves of a register, which spares the round of
+   shuffles across halves: what is left are pairs of rows, and pairs of pairs. */
+TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, twb_s *s) {
+    const twb_s p = TWB_NAME(twb_halves)(type, b, at, 4 * ld), q = TWB_NAME(twb_halves)(type, b, at + ld, 4 * ld);
+    const twb_s r = TWB_NAME(twb_halves)(type, b, at + 2 * ld, 4 * ld), t = TWB_NAME(twb_halves)(type, b, at + 3 * ld, 4 * ld);
+    const twb_s low = _mm256_unpacklo_ps(p, q), high = _mm256_unpackhi_ps(p, q);
+    const twb_s low2 = _mm256_unpacklo_ps(r, t), high2 = _mm256_unpackhi_ps(r, t);
+    s[0] = _mm256_shuffle_ps(low, low2, 0x44);
+    s[1] = _mm256_shuffle_ps(low, low2, 0xEE);
+    s[2] = _mm256_shuffle_ps(high, high2, 0x44);
+    s[3] = _mm256_shuffle_ps(high, high2, 0xEE);
+}
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *s) {
+    twb_s_four(TWB_F32, p, 0, ld, s);
+    twb_s_four(TWB_F32, p, 4, ld, s + 4);
 }
 #elif TWB_PASS == TWB_PASS_NEON
 #define TWB_W 4
@@ -3494,13 +3533,15 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return vld1q_f32(p); }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { vst1q_f32(p, x); }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return vfmaq_n_f32(c, y, *x); }
-TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) {
-    float32x4x2_t a = vtrnq_f32(vld1q_f32(p), vld1q_f32(p + ld)), b = vtrnq_f32(vld1q_f32(p + 2 * ld), vld1q_f32(p + 3 * ld));
-    r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
-    r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
-    r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
-    r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, twb_s *s) {
+    float32x4x2_t p = vtrnq_f32(twb_s_load(type, b, at), twb_s_load(type, b, at + ld));
+    float32x4x2_t q = vtrnq_f32(twb_s_load(type, b, at + 2 * ld), twb_s_load(type, b, at + 3 * ld));
+    s[0] = vcombine_f32(vget_low_f32(p.val[0]), vget_low_f32(q.val[0]));
+    s[1] = vcombine_f32(vget_low_f32(p.val[1]), vget_low_f32(q.val[1]));
+    s[2] = vcombine_f32(vget_high_f32(p.val[0]), vget_high_f32(q.val[0]));
+    s[3] = vcombine_f32(vget_high_f32(p.val[1]), vget_high_f32(q.val[1]));
 }
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *s) { twb_s_four(TWB_F32, p, 0, ld, s); }
 #else
 #define TWB_W 1
 typedef float twb_s;
@@ -3512,7 +3553,12 @@ TWB_VFN twb_s twb_s_load(const twb_type type, const void *b, ptrdiff_t at) {
 TWB_VFN twb_s twb_s_get(const float *p) { return *p; }
 TWB_VFN void  twb_s_put(float *p, twb_s x) { *p = x; }
 TWB_VFN twb_s twb_s_fma1(const float *x, twb_s y, twb_s c) { return fmaf(*x, y, c); }
-TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *r) { (void)ld; *r = *p; }
+TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, twb_s *s) {
+    int d;
+    (void)ld;
+    for (d = 0; d < 4; d++) s[d] = twb_s_load(type, b, at + d);
+}
+TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *s) { (void)ld; *s = *p; }
 #endif
 
 /* a square whose rows or columns are not all there: zeros for the rest */
@@ -3670,7 +3716,7 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
         TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
         if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, j1, &next_b);
         else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->task_columns, &next_b);         /* the next task, most likely */
-        b_lines = strips > 1 ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
+        b_lines = strips > 1 || !g->b_packed ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
         for (i = i0; i < i1; strip_index++) {
             ptrdiff_t rows = twb_ceil_div(i1 - i, strips - strip_index), a_row = g->lda, a_step = 1, a_lines;
             const float *strip_a = a + i * g->lda + k0;
@@ -3711,7 +3757,7 @@ TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
    [k,n]    rows of B are streamed, and the sums of a stretch of columns wait in the L1: each visit takes
             in four rows.
    [n,k]    a column's numbers lie one after another, and the sum over them must go in order, so lanes
-            cannot share it: sixteen columns are transposed block by block on their way through. */
+            cannot share it: sixteen columns are transposed on their way through. */
 
 /* the sums [rows][width] of a block of k into C, and the epilogue after the last */
 TWB_FN void TWB_NAME(twb_skinny_store)(const twb_gemm_args *g, ptrdiff_t item, const float *sums, ptrdiff_t width, ptrdiff_t i, ptrdiff_t rows,
@@ -3792,46 +3838,67 @@ TWB_FN void TWB_NAME(twb_skinny_packed)(const twb_gemm_args *g, ptrdiff_t item, 
     } while (k0 < g->k);
 }
 
-/* B [n,k]: 32 columns at a time, square by square.  More columns would be more streams of memory than a
-   processor follows, fewer would leave multiply-adds waiting for one another. */
-TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
-    const float *a = g->a + item * g->stride_a;
-    const twb_type type = g->b_type;
-    const ptrdiff_t element = (ptrdiff_t)twb_type_bytes(type), square = TWB_W * TWB_W * element;
-    const char *b = (const char *)g->b + item * g->stride_b * element;
-    float sums[TWB_SKINNY_ROWS * 32];
-    ptrdiff_t i, j, k, k0, l;
-    int d;
-    for (j = j0; j < j1; j += 32) {
-        const ptrdiff_t columns = twb_min_size(32, j1 - j);
-        k0 = 0;
-        do {
-            const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0);
-            /* what comes next, these columns' next block or the next columns', is asked for row after row */
-            const bool same = k0 + kc < g->k;
-            const char *ahead = b + (same ? j * g->ldb + k0 + kc : (j + 32) * g->ldb) * element;
-            ptrdiff_t ahead_rows = same ? columns : twb_min_size(g->n - j - 32, 32), ahead_done = 0;
-            memset(sums, 0, (size_t)g->m * 32 * sizeof *sums);
-            for (k = 0; k < kc; k += TWB_W) {
-                const ptrdiff_t depth = twb_min_size(kc - k, TWB_W);
-                for (l = 0; l < columns; l += TWB_W) {
-                    twb_s s[TWB_W];
-                    TWB_NAME(twb_square)(type, b, (j + l) * g->ldb + k0 + k, g->ldb, columns - l, depth, s);
-                    if (ahead_rows > 0) {
-                        for (i = 0; i < square; i += 64) TWB_PREFETCH_L2(ahead + ahead_done + i);
-                        ahead_done += square;
-                        if (ahead_done >= kc * element) { ahead_done = 0; ahead_rows--; ahead += g->ldb * element; }
-                    }
-                    for (i = 0; i < g->m; i++) {
-                        const float *x = a + i * g->lda + k0 + k;
-                        twb_s sum = twb_s_get(sums + i * 32 + l);
-                        TWB_UNROLL
-                        for (d = 0; d < TWB_W; d++) if (d < depth) sum = twb_s_fma1(x + d, s[d], sum);
-                        twb_s_put(sums + i * 32 + l, sum);
-                    }
+/* B [n,k]: R rows by sixteen columns, whose numbers are transposed four k's at a time on their way through the registers.
+   More columns at a time would be more streams of memory than a processor follows.  `sums` is [R][16]. */
+TWB_VFN void TWB_NAME(twb_skinny_sixteen)(const int R, const twb_type type, ptrdiff_t kc, const float *a, ptrdiff_t lda,
+                                          const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
+    twb_s sum[4 * 16 / TWB_W];
+    ptrdiff_t k, end, q;
+    int r, l, d;
+    for (r = 0; r < R * 16; r++) sums[r] = 0.0f;
+    TWB_UNROLL
+    for (r = 0; r < R * 16 / TWB_W; r++) sum[r] = twb_s_get(sums + r * TWB_W);
+    for (k = 0; k + 4 <= kc; k = end) {
+        end = k + 16 <= kc ? k + 16 : k + 4;                   /* sixteen k's are a whole line of memory */
+        TWB_UNROLL
+        for (l = 0; l < 16 / TWB_W; l++)
+            for (q = k; q < end; q += 4) {
+                twb_s w[4];
+                twb_s_four(type, b, at + l * TWB_W * ld + q, ld, w);
+                TWB_UNROLL
+                for (d = 0; d < 4; d++) {
+                    TWB_UNROLL
+                    for (r = 0; r < R; r++) sum[r * (16 / TWB_W) + l] = twb_s_fma1(a + r * lda + q + d, w[d], sum[r * (16 / TWB_W) + l]);
                 }
             }
-            TWB_NAME(twb_skinny_store)(g, item, sums, 32, 0, g->m, j, columns, k0 == 0, k0 + kc >= g->k);
+    }
+    TWB_UNROLL
+    for (r = 0; r < R * 16 / TWB_W; r++) twb_s_put(sums + r * TWB_W, sum[r]);
+    for (; k < kc; k++)
+        for (r = 0; r < R; r++)
+            for (l = 0; l < 16; l++)
+                sums[r * 16 + l] = fmaf(a[r * lda + k], type == TWB_F32 ? ((const float *)b)[at + l * ld + k]
+                                        : type == TWB_F16 ? twb_f16_to_f32(((const uint16_t *)b)[at + l * ld + k])
+                                        : twb_bf16_to_f32(((const uint16_t *)b)[at + l * ld + k]), sums[r * 16 + l]);
+}
+/* any number of rows, 4, 2 or 1 at a time */
+TWB_VFN void TWB_NAME(twb_skinny_some_rows)(const twb_type type, ptrdiff_t rows, ptrdiff_t kc, const float *a, ptrdiff_t lda,
+                                            const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
+    ptrdiff_t i = 0;
+    for (; rows - i >= 4; i += 4) TWB_NAME(twb_skinny_sixteen)(4, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
+    for (; rows - i >= 2; i += 2) TWB_NAME(twb_skinny_sixteen)(2, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
+    if (i < rows) TWB_NAME(twb_skinny_sixteen)(1, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
+}
+TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *panel) {
+    const float *a = g->a + item * g->stride_a;
+    const twb_type type = g->b_type;
+    const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(type);
+    float sums[TWB_SKINNY_ROWS * 16], ones[16];
+    ptrdiff_t j, k0;
+    twb_store(ones, twb_set1(1.0f));
+    for (j = j0; j < j1; j += 16) {
+        const ptrdiff_t columns = twb_min_size(16, j1 - j);
+        k0 = 0;
+        do {
+            const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0), at = j * g->ldb + k0;
+            const float *x = a + k0;
+            if (columns < 16) {
+                TWB_NAME(twb_pack_panels)(type, true, b, g->ldb, k0, kc, j, columns, panel, kc * 16);
+                TWB_NAME(twb_small_product)(g->m, 16, kc, x, g->lda, 1, panel, 16, kc * 16, sums, 16, ones, NULL);
+            } else if (type == TWB_F32) TWB_NAME(twb_skinny_some_rows)(TWB_F32, g->m, kc, x, g->lda, b, at, g->ldb, sums);
+            else if (type == TWB_F16) TWB_NAME(twb_skinny_some_rows)(TWB_F16, g->m, kc, x, g->lda, b, at, g->ldb, sums);
+            else TWB_NAME(twb_skinny_some_rows)(TWB_BF16, g->m, kc, x, g->lda, b, at, g->ldb, sums);
+            TWB_NAME(twb_skinny_store)(g, item, sums, 16, 0, g->m, j, columns, k0 == 0, k0 + kc >= g->k);
             k0 += kc;
         } while (k0 < g->k);
     }
@@ -3841,7 +3908,9 @@ TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item,
    their 4 R numbers stay in registers along the stretch; `sums` [R][width]. */
 TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t whole,
                                          const float *x, ptrdiff_t lda, float *sums, ptrdiff_t width) {
+#if TWB_PASS == TWB_PASS_AVX512
     const ptrdiff_t element = (ptrdiff_t)twb_type_bytes(type);
+#endif
     twb_v y[4 * 4];
     ptrdiff_t l;
     int r, d;
@@ -3859,8 +3928,10 @@ TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, twb_type type, const void 
             TWB_UNROLL
             for (d = 0; d < 4; d++) w[d] = type == TWB_F16 ? TWB_NAME(twb_widen)(TWB_F16, b, at + d * ld + l) : TWB_NAME(twb_widen)(TWB_BF16, b, at + d * ld + l);
         }
+#if TWB_PASS == TWB_PASS_AVX512
         TWB_UNROLL
         for (d = 4; d < 8; d++) TWB_PREFETCH_L2((const char *)b + (at + d * ld + l) * element);      /* the next four rows */
+#endif
         TWB_UNROLL
         for (r = 0; r < R; r++) {
             twb_v s = twb_load(sums + r * width + l);
@@ -3912,7 +3983,7 @@ TWB_FN void TWB_NAME(twb_gemm_task)(const twb_gemm_job *job, ptrdiff_t item, ptr
     switch (job->way) {
     case TWB_WAY_TILES: TWB_NAME(twb_gemm_tiles)(job, item, i0, i1, j0, j1, scratch); break;
     case TWB_WAY_PACKED: TWB_NAME(twb_skinny_packed)(job->args, item, j0, j1); break;
-    case TWB_WAY_COLUMNS: TWB_NAME(twb_skinny_columns)(job->args, item, j0, j1); break;
+    case TWB_WAY_COLUMNS: TWB_NAME(twb_skinny_columns)(job->args, item, j0, j1, scratch); break;
     case TWB_WAY_ROWS: TWB_NAME(twb_skinny_rows)(job->args, item, j0, j1, scratch); break;
     }
 }
@@ -3955,6 +4026,7 @@ TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
 #undef twb_s_put
 #undef twb_s_fma1
 #undef twb_s_transpose
+#undef twb_s_four
 #undef TWB_W
 #undef TWB_ROWS
 #undef TWB_TILE_VECTORS
