@@ -1329,8 +1329,9 @@ TWDEF tw_vector   tw_predict_embedding(tw_model *model, const char *text);
    text is NULL after an error. */
 TWDEF tw_span     tw_predict_answer(tw_model *model, const char *question, const char *context);
 
-/* What the model writes for a text: a title, a translation, a poem; GPT-2 goes on with it.  how may be NULL: the likeliest
-   tokens, at most 100.  As tw_generate_text, with that function's errors. */
+/* What the model writes for a text: T5 and FlagAI's BERT a title or a translation; GLM fills its blanks ([MASK], [gMASK]), and
+   goes on with a text that has none, as GPT-2 does.  how may be NULL: the likeliest tokens, at most 100.  As tw_generate_text,
+   with that function's errors. */
 TWDEF const char *tw_predict_text(tw_model *model, const char *text, const tw_generate_desc *how);
 
 #ifdef __cplusplus
@@ -20542,7 +20543,8 @@ TWDEF tw_model *tw_auto_load(tw_context *tw, const char *task, const char *model
         twi_text_add(&tasks, twi_auto_tasks[i].name);
     }
     if (config && !picked)
-        twi_fail(tw, TW_E_UNSUPPORTED, "auto load: %.100s does not do the task \"%.60s\", only %s (%s)", model_name, task, tasks.length ? twi_text_string(&tasks) : "none that is known here", twi_text_string(&path));
+        twi_fail(tw, TW_E_UNSUPPORTED, "auto load: %.100s does not do the task \"%.60s\", only %s (%s)", model_name, task,
+                 tasks.length ? twi_text_string(&tasks) : "none that is known here", twi_text_string(&path));
     memset(&how, 0, sizeof how);
     how.task = picked;
     how.new_head = true;
@@ -20632,7 +20634,8 @@ static bool twi_prediction_pass(twi_prediction *p, const char *text, const char 
     shape = tw_shape2(1, p->encoding.count);
     if (p->encoding.count == 0) { twi_fail(tw, TW_E_ARGUMENT, "predict: the text has no tokens"); return false; }
     if (positions && p->encoding.count > positions) {
-        twi_fail(tw, TW_E_RANGE, "predict: the text's %lld tokens are more than the model's %lld positions", (long long)p->encoding.count, (long long)positions);
+        twi_fail(tw, TW_E_RANGE, "predict: the text's %lld tokens are more than the model's %lld positions", (long long)p->encoding.count,
+                 (long long)positions);
         return false;
     }
     memset(&in, 0, sizeof in);
@@ -20641,7 +20644,8 @@ static bool twi_prediction_pass(twi_prediction *p, const char *text, const char 
     p->out.count = 0;
     if (!tw_batch_set(&in, "input_ids", tw_ids(tw, shape, p->encoding.ids))) return false;
     /* GPT-2 would add word embeddings for these, so only models that have a table for them get them */
-    if (tw_json_int(tw_json_get(m->config, "type_vocab_size"), 0) > 1 && !tw_batch_set(&in, "token_type_ids", tw_ids(tw, shape, p->encoding.type_ids))) return false;
+    if (tw_json_int(tw_json_get(m->config, "type_vocab_size"), 0) > 1 &&
+        !tw_batch_set(&in, "token_type_ids", tw_ids(tw, shape, p->encoding.type_ids))) return false;
     return tw_model_forward(m, &in, &pass, &p->out);
 }
 /* Begins and passes.  False with an error, and then nothing has to be ended. */
@@ -20804,7 +20808,7 @@ static int64_t twi_join_tags(tw_model *m, const tw_encoding *e, const int32_t *t
             continue;
         }
         t = twi_read_tag(twi_label_text(m, tag[i]));
-        if (open && (last.part == 'E' || last.part == 'L' || last.part == 'S' || last.part == 'U' || strchr("OBSU", t.part) || strcmp(t.kind, last.kind) != 0)) { count++; open = false; }
+        if (open && (strchr("ELSU", last.part) || strchr("OBSU", t.part) || strcmp(t.kind, last.kind) != 0)) { count++; open = false; }
         if (t.part == 'O') continue;
         s = &out[count];
         if (!open) {
@@ -20871,7 +20875,7 @@ static int64_t twi_find_entities(twi_prediction *p, tw_span **out) {
     const tw_tensor *t = tw_batch_get(&p->out, "logits");
     int64_t count = 0, tokens = p->encoding.count;
     *out = NULL;
-    if (!logits || (head != TWI_HEAD_TOKEN && head != TWI_HEAD_TAGS && head != TWI_HEAD_CRF && head != TWI_HEAD_POINTER)) { twi_wrong_head(m, "entities"); return 0; }
+    if (!logits || tw_purpose_of(m) != TW_FOR_ENTITIES) { twi_wrong_head(m, "entities"); return 0; }
     if (head == TWI_HEAD_POINTER) {
         count = twi_read_pointers(m, &p->encoding, logits, tw_dim(t, 1), NULL, 0);
         *out = (tw_span *)twi_alloc(&m->predicted, (size_t)count + 1, sizeof **out);
@@ -20882,7 +20886,8 @@ static int64_t twi_find_entities(twi_prediction *p, tw_span **out) {
         int32_t *tag = (int32_t *)twi_alloc(&m->predicted, (size_t)tokens, sizeof *tag);
         float *score = (float *)twi_alloc(&m->predicted, (size_t)tokens, sizeof *score);
         *out = (tw_span *)twi_alloc(&m->predicted, (size_t)tokens + 1, sizeof **out);
-        if (tag && score && *out && twi_pick_tags(m, logits, tokens, tw_dim(t, 2), tag, score)) count = twi_join_tags(m, &p->encoding, tag, score, head == TWI_HEAD_TOKEN, *out);
+        if (tag && score && *out && twi_pick_tags(m, logits, tokens, tw_dim(t, 2), tag, score))
+            count = twi_join_tags(m, &p->encoding, tag, score, head == TWI_HEAD_TOKEN, *out);
     }
     return count;
 }

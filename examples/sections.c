@@ -68,7 +68,8 @@ static void show(tw_context *tw) {
         tw_classes found = tw_predict_classes(bert, texts[i], NULL);
         printf("\n%s\n", texts[i]);
         if (found.count > 1)
-            printf("   -> %s (%.0f %%), %s (%.0f %%)\n", found.list[0].label, 100 * (double)found.list[0].score, found.list[1].label, 100 * (double)found.list[1].score);
+            printf("   -> %s (%.0f %%), %s (%.0f %%)\n", found.list[0].label, 100 * (double)found.list[0].score,
+                   found.list[1].label, 100 * (double)found.list[1].score);
     }
 }
 

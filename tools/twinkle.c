@@ -939,7 +939,8 @@ static int run_predict(arguments *a) {
     if (!model) return status_of(a->tw);
     purpose = tw_purpose_of(model);
     if (!by_purpose[purpose]) fail(a->tw, TW_E_UNSUPPORTED, "predict: a %s answers no single text (%s)", tw_class_of(model), a->operand[0]);
-    else if (purpose == TW_FOR_ANSWER && text && !option_given(a, "--text2")) fail(a->tw, TW_E_ARGUMENT, "predict: a question needs --text2, the text with the answer (%s)", a->operand[0]);
+    else if (purpose == TW_FOR_ANSWER && text && !option_given(a, "--text2"))
+        fail(a->tw, TW_E_ARGUMENT, "predict: a question needs --text2, the text with the answer (%s)", a->operand[0]);
     else if (text) predict_one(a, model, by_purpose[purpose], text, option_text(a, "--text2", NULL));
     else predict_file(a, model, by_purpose[purpose], path);
     return status_of(a->tw);
@@ -2391,9 +2392,12 @@ static void curl_failed(pull *p, int code, int status, const char *url) {
     if (said && !strncmp(said, "curl: ", 6)) said += 6;
     if (said && *said == '(') said = strchr(said, ')') ? strchr(said, ')') + 1 : said;
     if (said) { said += strspn(said, " "); said[strcspn(said, "\r\n")] = 0; }
-    if (code == CURL_HTTP_ERROR && status == 401) fail(p->tw, TW_E_MISSING, "%s: the hub lets nobody in (401): there is no such model, or it wants a token in HF_TOKEN (%s)", p->name, url);
-    else if (code == CURL_HTTP_ERROR && status == 403) fail(p->tw, TW_E_MISSING, "%s: the hub refuses it (403): the model's terms may have to be accepted there, or the token in HF_TOKEN does not reach it (%s)", p->name, url);
-    else if (code == CURL_HTTP_ERROR && status == 404) fail(p->tw, TW_E_MISSING, "%s: the hub has no such model, revision or file (404) (%s)", p->name, url);
+    if (code == CURL_HTTP_ERROR && status == 401)
+        fail(p->tw, TW_E_MISSING, "%s: the hub lets nobody in (401): there is no such model, or it wants a token in HF_TOKEN (%s)", p->name, url);
+    else if (code == CURL_HTTP_ERROR && status == 403)
+        fail(p->tw, TW_E_MISSING, "%s: the hub refuses it (403): its terms may have to be accepted there first, or HF_TOKEN does not reach it (%s)", p->name, url);
+    else if (code == CURL_HTTP_ERROR && status == 404)
+        fail(p->tw, TW_E_MISSING, "%s: the hub has no such model, revision or file (404) (%s)", p->name, url);
     else if (code == CURL_HTTP_ERROR && status) fail(p->tw, TW_E_FILE, "%s: the hub answers with status %d (%s)", p->name, status, url);
     else fail(p->tw, TW_E_FILE, "%s: curl: %s (%s, curl's exit status %d)", p->name, said && *said ? said : "it failed", url, code);
     free(text);
@@ -2591,7 +2595,11 @@ static const char *what_is_wrong(pull *p, const char *path, const hub_file *file
 
 static void report_file(pull *p, const hub_file *file, const char *path, bool fetched) {
     tw_json *entry;
-    if (!option_given(p->a, "--json")) { printf("%-32s %12lld bytes%s\n", file->name, (long long)size_of_file(path), fetched ? "" : ", was there"); fflush(stdout); return; }
+    if (!option_given(p->a, "--json")) {
+        printf("%-32s %12lld bytes%s\n", file->name, (long long)size_of_file(path), fetched ? "" : ", was there");
+        fflush(stdout);
+        return;
+    }
     entry = tw_json_push_object(p->report);
     tw_json_set_string(entry, "name", file->name);
     tw_json_set_int(entry, "bytes", size_of_file(path));
@@ -2652,7 +2660,8 @@ static bool bring_shards(pull *p, const char *index_name) {
     const tw_json *map = tw_json_get(index, "weight_map");
     hub_file file;
     int64_t i;
-    if (index && (tw_json_type(map) != TW_JSON_OBJECT || tw_json_count(map) == 0)) fail(p->tw, TW_E_FORMAT, "%s: it has no weight_map with names of files (%s)", index_name, path);
+    if (index && (tw_json_type(map) != TW_JSON_OBJECT || tw_json_count(map) == 0))
+        fail(p->tw, TW_E_FORMAT, "%s: it has no weight_map with names of files (%s)", index_name, path);
     for (i = 0; !tw_failed(p->tw) && i < tw_json_count(map); i++) {
         const char *name = tw_json_string(tw_json_at(map, i), "");
         if (tw_json_get(seen, name)) continue;
@@ -2687,7 +2696,10 @@ static void bring_model(pull *p) {
     hub_file config;
     size_t i;
     if (!fetch_listing(p)) return;
-    if (!find_listed(p, "config.json", &config)) { fail(p->tw, TW_E_MISSING, "%s: the hub has no config.json of it, so it is no model of this kind (%s)", p->name, p->endpoint); return; }
+    if (!find_listed(p, "config.json", &config)) {
+        fail(p->tw, TW_E_MISSING, "%s: the hub has no config.json of it, so it is no model of this kind (%s)", p->name, p->endpoint);
+        return;
+    }
     if (!bring(p, config)) return;
     for (i = 0; i < COUNT(others); i++) if (!bring_if_listed(p, others[i])) return;
     bring_weights(p);
