@@ -188,7 +188,10 @@ def reference_outputs(model, tensors, gradients=True, exact=True):
     if losses and gradients:
         sum(result[name] for name in losses).backward()
         for name, parameter in model.named_parameters():
-            outputs[f"grad.{name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            tied = getattr(model, "all_tied_weights_keys", {}).get(name, name)  # a tensor has the name it is saved under
+            if tied in dict(model.named_parameters()):
+                tied = name
+            outputs[f"grad.{tied}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     if not all(t.isfinite().all() for t in outputs.values()):
         raise SystemExit("a reference value is not finite")
     largest = max((t.abs().max() for name, t in outputs.items() if name.startswith("grad.")), default=0)
