@@ -2400,7 +2400,12 @@ static bool twi_save_begin(twi_save *save, tw_context *tw, const char *path) {
     save->temporary = (char *)twi_alloc(&tw->region, n + 16, 1);
     save->buffer = (char *)twi_alloc_raw(&tw->region, TWI_SAVE_BUFFER, 1);
     if (!save->path || !save->temporary || !save->buffer) { twi_save_abort(save); return false; }
-    if (twi_path_facts(tw, path, &facts) && !TWI_IS_FILE(facts)) { errno = EISDIR; return twi_save_failed(save); }
+    if (twi_path_facts(tw, path, &facts) && !TWI_IS_FILE(facts)) {
+        if (TWI_IS_FOLDER(facts)) { errno = EISDIR; return twi_save_failed(save); }
+        twi_fail_file(tw, TW_E_FILE, path, "it is a device or a pipe, not a file");
+        twi_save_abort(save);
+        return false;
+    }
     for (attempt = 0; attempt < 64; attempt++) {           /* a name of our own: two may save at the same moment */
         uint64_t salt = twi_mix((uint64_t)twi_now(tw) + ((uint64_t)(uintptr_t)save << 8) + attempt);
         twi_path_char *system_path;
@@ -17550,6 +17555,11 @@ TWDEF bool tw_convert_pretrained(tw_context *tw, const char *from_folder, const 
     if (!twi_is_weight(dtype)) { twi_fail(tw, TW_E_UNSUPPORTED, "convert: weights cannot be written as %s", tw_dtype_name(dtype)); return false; }
     file = tw_open_weights(tw, from_folder);
     if (!file) return false;
+    if (tw_weights_count(file) == 0) {
+        twi_fail(tw, TW_E_FORMAT, "convert: the weights have no tensors (%s)", from_folder);
+        tw_close_weights(file);
+        return false;
+    }
     by_model = twi_is_quantized(dtype);
     for (i = 0; !by_model && i < tw_weights_count(file); i++) by_model = twi_is_quantized(twi_quantized_as(file, tw_weights_at(file, i)));
     path = twi_text_new(&tw->region);

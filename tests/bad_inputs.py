@@ -750,6 +750,15 @@ def full_disk():
             before=small_files,
         )
         assert [(p.name, p.read_text()) for p in place.iterdir()] == [("out.safetensors", "older")]
+    with check("a device as the output stays a device, and is called one"):
+        assert b"device" in refuse("forward", source, "--in", WORK / "in.safetensors", "--out", "/dev/full").err
+        assert not os.path.isfile("/dev/full")
+    with check("convert of weights without a tensor"):
+        nothing = new_folder("full-nothing")
+        shutil.copy(source / "config.json", nothing)
+        goldens.write_tensors(nothing / "model.safetensors", {})
+        refuse("convert", nothing, place / "nothing", "--dtype", "f16")
+        assert not (place / "nothing").exists(), "a folder is left"
     with check("a full disk: convert"):
         refuse("convert", source, place / "converted", "--dtype", "f32", before=small_files)
         assert not (place / "converted" / "model.safetensors").exists()

@@ -1047,6 +1047,9 @@ def train_errors(base, common):
         "gradient_accumulation_steps": -1,
         "resume_from_checkpoint": str(WORK / "is-not-there"),
         "eval_file": str(WORK / "is-not-there"),
+        "lr_scheduler_kwargs": {"cycles": 2},
+        "optim_args": "momentum=much",
+        "block_size": 1,
     }
     for key, value in mistakes.items():
         with check(f"train with {key} {str(value).rsplit('/', 1)[-1]!r}"):

@@ -248,8 +248,16 @@ static int64_t read_ids(const char *text, int32_t *ids) {
     }
 }
 
+/* "1 to 4096", or "from 1 on", where there is no upper bound that a user should be told. */
+static const char *range_of(char *room, size_t size, double low, double high) {
+    if (high >= LARGEST) snprintf(room, size, "from %g on", low);
+    else snprintf(room, size, "%g to %g", low, high);
+    return room;
+}
+
 static int check_value(const option *o, const char *value) {
     const char *name = o->name;
+    char range[64];
     char *end = NULL;
     double number = 0;
     errno = 0;
@@ -262,7 +270,8 @@ static int check_value(const option *o, const char *value) {
     }
     if (end == value || *end || errno || isspace((unsigned char)*value) || (o->kind == REAL && strpbrk(value, "xXnN")))
         return wrong("%s: \"%.40s\" is not a %snumber (command line)", name, value, o->kind == WHOLE ? "whole " : "");
-    if (!(number >= o->low && number <= o->high)) return wrong("%s: %.40s is out of range, %g to %g (command line)", name, value, o->low, o->high);
+    if (!(number >= o->low && number <= o->high))
+        return wrong("%s: %.40s is out of range, %s (command line)", name, value, range_of(range, sizeof range, o->low, o->high));
     return 0;
 }
 
@@ -1005,7 +1014,7 @@ static void remove_folder(tw_context *tw, const char *folder) {
 
 /* ---- train: the configuration --------------------------------------------------------------------------- */
 
-typedef enum key_kind { K_TEXT, K_WHOLE, K_NUMBER, K_BOOL, K_ANY, K_LATER } key_kind;
+typedef enum key_kind { K_TEXT, K_WHOLE, K_NUMBER, K_BOOL, K_OBJECT, K_ANY, K_LATER } key_kind;
 
 /* The keys of a training configuration; those of Hugging Face's TrainingArguments mean the same here. */
 static const struct train_key { const char *name; key_kind kind; double low, high; const char *help; } train_keys[] = {
@@ -1020,7 +1029,7 @@ static const struct train_key { const char *name; key_kind kind; double low, hig
     { "per_device_train_batch_size", K_WHOLE, 1, 1e6, "rows a micro-batch (default: 8)" },
     { "per_device_eval_batch_size", K_WHOLE, 1, 1e6, "the same for evaluation (default: 8)" },
     { "gradient_accumulation_steps", K_WHOLE, 1, 1e6, "micro-batches an update (default: 1)" },
-    { "block_size", K_WHOLE, 1, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
+    { "block_size", K_WHOLE, 2, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
     { "mlm_probability", K_NUMBER, 0, 1, "how many of a text's tokens a model of masked words is asked for (default: 0.15)" },
     { "learning_rate", K_NUMBER, 0, 1e6, "(default: 5e-5)" },
     { "weight_decay", K_NUMBER, 0, 1e6, "not on biases and norms (default: 0)" },
@@ -1030,7 +1039,7 @@ static const struct train_key { const char *name; key_kind kind; double low, hig
     { "optim", K_TEXT, 0, 0, "adamw, adam, sgd, adafactor, lion (default: adamw)" },
     { "optim_args", K_TEXT, 0, 0, "more of the optimizer's own, as \"momentum=0.9,nesterov=true\"" },
     { "lr_scheduler_type", K_TEXT, 0, 0, "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt (default: linear)" },
-    { "lr_scheduler_kwargs", K_ANY, 0, 0, "more of the scheduler's own: {\"num_cycles\":2}" },
+    { "lr_scheduler_kwargs", K_OBJECT, 0, 0, "more of the scheduler's own: {\"num_cycles\":2}" },
     { "warmup_steps", K_NUMBER, 0, LARGEST, "updates with a rising rate; below 1 a share of max_steps (default: 0)" },
     { "max_grad_norm", K_NUMBER, 0, 1e30, "gradients are scaled down to that norm; 0: never (default: 1)" },
     { "label_smoothing_factor", K_NUMBER, 0, 0.999, "(default: 0)" },
@@ -1091,13 +1100,14 @@ static bool check_key(const train_run *r, const char *name, const tw_json *value
     const struct train_key *k = train_keys;
     tw_json_kind kind = tw_json_type(value);
     double x = tw_json_number(value, (double)NAN);
-    char why[96];
+    char why[120], range[64];
     while (k < train_keys + COUNT(train_keys) && strcmp(k->name, name) != 0) k++;
     if (k == train_keys + COUNT(train_keys)) return config_error(r, name, "there is no such key, see twinkle train --help");
     if (kind == TW_JSON_NULL) return true;
     switch (k->kind) {
     case K_TEXT: return kind == TW_JSON_STRING || config_error(r, name, "must be a text");
     case K_BOOL: return kind == TW_JSON_BOOL || config_error(r, name, "must be true or false");
+    case K_OBJECT: return kind == TW_JSON_OBJECT || config_error(r, name, "must be an object");
     case K_LATER: return is_off(value) || config_error(r, name, "this version does not have it");
     case K_ANY: return true;
     case K_WHOLE:
@@ -1108,7 +1118,7 @@ static bool check_key(const train_run *r, const char *name, const tw_json *value
         break;
     }
     if (x >= k->low && x <= k->high) return true;
-    snprintf(why, sizeof why, "%g is out of range, %g to %g", x, k->low, k->high);
+    snprintf(why, sizeof why, "%g is out of range, %s", x, range_of(range, sizeof range, k->low, k->high));
     return config_error(r, name, why);
 }
 
@@ -1181,8 +1191,9 @@ static bool make_model(train_run *r) {
 
 /* "momentum=0.9,nesterov=true" into members of an object. */
 static void add_optimizer_arguments(train_run *r, tw_json *options, const char *list) {
+    static const char *const own[] = { "momentum", "dampening", "nesterov", "decay_rate", "clip_threshold", "eps" };
     while (*list) {
-        size_t n = strcspn(list, "="), m;
+        size_t n = strcspn(list, "="), m, k;
         char name[64], value[64], *end;
         double x;
         while (*list == ' ') { list++; n--; }
@@ -1190,9 +1201,13 @@ static void add_optimizer_arguments(train_run *r, tw_json *options, const char *
         if (n == 0 || n >= sizeof name || m == 0 || m >= sizeof value) { config_error(r, "optim_args", "must be like momentum=0.9,nesterov=true"); return; }
         snprintf(name, sizeof name, "%.*s", (int)n, list);
         snprintf(value, sizeof value, "%.*s", (int)m, list + n + 1);
+        for (k = 0; k < COUNT(own) && strcmp(name, own[k]) != 0; k++) continue;
+        if (k == COUNT(own)) { config_error(r, "optim_args", "can have momentum, dampening, nesterov, decay_rate, clip_threshold and eps, nothing else"); return; }
         x = strtod(value, &end);
         if (!*end) tw_json_set_number(options, name, x);
-        else tw_json_set_bool(options, name, !strcmp(value, "true") || !strcmp(value, "True"));
+        else if (!strcmp(value, "true") || !strcmp(value, "True")) tw_json_set_bool(options, name, true);
+        else if (!strcmp(value, "false") || !strcmp(value, "False")) tw_json_set_bool(options, name, false);
+        else { config_error(r, "optim_args", "must be like momentum=0.9,nesterov=true"); return; }
         list += n + 1 + m;
         if (*list == ',') list++;
     }
@@ -1220,14 +1235,21 @@ static bool make_optimizer(train_run *r) {
 }
 
 static bool make_scheduler(train_run *r) {
+    static const char *const own[] = { "num_cycles", "power", "lr_end", "timescale" };
     const tw_json *more = key(r, "lr_scheduler_kwargs");
     double warmup = number(r, "warmup_steps", 0);
     tw_json *options = tw_json_object(r->tw);
     char *as_text;
     int64_t i;
+    size_t k;
     tw_json_set_int(options, "warmup_steps", (int64_t)ceil(warmup < 1 ? warmup * (double)r->max_steps : warmup));
     tw_json_set_int(options, "max_steps", r->max_steps);
-    for (i = 0; i < tw_json_count(more); i++) tw_json_set_copy(options, tw_json_key(more, i), tw_json_at(more, i));
+    for (i = 0; i < tw_json_count(more); i++) {
+        const char *name = tw_json_key(more, i);
+        for (k = 0; k < COUNT(own) && strcmp(name, own[k]) != 0; k++) continue;
+        if (k == COUNT(own)) config_error(r, "lr_scheduler_kwargs", "can have num_cycles, power, lr_end and timescale, nothing else");
+        tw_json_set_copy(options, name, tw_json_at(more, i));
+    }
     as_text = json_text(r->tw, options);
     if (as_text) tw_set_lr_scheduler(r->model, text(r, "lr_scheduler_type", "linear"), as_text);
     free(as_text);
@@ -1701,7 +1723,7 @@ static void print_train_keys(void) {
 static const option eval_options[] = {
     { "--data", "F", TEXT, 0, 0, ".txt, .jsonl or .safetensors" },
     { "--batch-size", "N", WHOLE, 1, 1e6, "rows at a time (default: 8)" },
-    { "--block-size", "N", WHOLE, 1, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
+    { "--block-size", "N", WHOLE, 2, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
     { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
 };
 
@@ -1762,7 +1784,7 @@ static const option convert_options[] = {
     { "--dtype", "NAME", DTYPE, 0, 0, "f32, f16 or bf16 (rounded to nearest even), q8_0 or q4_0 (blocks of 32 with one scale)" },
     { "--data", "F", TEXT, 0, 0, "measures both models on it and prints the change: .txt, .jsonl or .safetensors" },
     { "--batch-size", "N", WHOLE, 1, 1e6, "rows at a time (default: 8)" },
-    { "--block-size", "N", WHOLE, 1, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
+    { "--block-size", "N", WHOLE, 2, 1e9, "tokens a row of a text (default: the model's positions, at most 1024)" },
     { "--task", "NAME", TEXT, 0, 0, "the head to measure instead of the one in config.json" }
 };
 
