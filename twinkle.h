@@ -674,9 +674,11 @@ TWDEF tw_tensor *tw_bert_block_forward(void *how, tw_tensor *const *inputs);
 typedef struct tw_glm_block {
     tw_layer_norm input_layernorm, post_attention_layernorm;
     tw_linear     query_key_value, dense;               /* q, k and v as thirds of one product */
+    tw_linear     relative;                             /* of distances, where the config asks for them (relative_encoding) ... */
+    tw_tensor    *r_w_bias, *r_r_bias;                  /* ... [H, D], shared by all blocks */
     tw_linear     dense_h_to_4h, dense_4h_to_h;
     int64_t       heads, layer;
-    float         attention_dropout, output_dropout;
+    float         scale, attention_dropout, output_dropout;
 } tw_glm_block;
 
 typedef struct tw_glm_input {
@@ -685,6 +687,7 @@ typedef struct tw_glm_input {
     bool                has_memory;                     /* inputs[1] is there */
     tw_tensor          *prefix;                         /* I32 [B or 1]: so many keys (memories among them) every query sees; or NULL */
     bool                both_ways;                      /* no causal order: all see all */
+    tw_tensor          *distances;                      /* [1, M + T, C] of relative_encoding: sines and cosines of M + T - 1 ... 0 */
     tw_tensor          *key_mask;                       /* I32 [B, M + T], or NULL */
     tw_tensor          *mask;                           /* I32 [B or 1, T, M + T] in place of the causal order, or NULL */
 } tw_glm_input;
@@ -6891,9 +6894,27 @@ static tw_tensor *twi_heads(tw_tensor *x, int64_t start, int64_t heads, int64_t 
 /* [B, T, H, D] -> [B, T, H D] */
 static tw_tensor *twi_merge_heads(tw_tensor *x) { return x ? tw_reshape(x, tw_shape3(x->shape[0], x->shape[1], x->shape[2] * x->shape[3])) : NULL; }
 
+/* Relative positions (Dai et al. 2019): a score is (q + w) k + (q + r) p, with p = relative(distance).  (q + r) p is computed
+   for all distances, [B, H, Tq, Tk], and each row is then shifted so that a key's own distance stands at its place: with a
+   column of zeros in front, the numbers read as rows of Tq instead of Tk + 1, but for the first, are just that. */
+static bool twi_relative_attention(const tw_glm_block *b, tw_tensor *distances, tw_tensor **q, tw_attention_desc *how) {
+    static const int heads_first[4] = { 0, 2, 1, 3 }, transposed[4] = { 0, 2, 3, 1 };
+    int64_t heads = b->heads, head_dim = tw_dim(*q, 3), rows = tw_dim(*q, 0), queries = tw_dim(*q, 1), keys = tw_dim(distances, 1);
+    tw_tensor *p = tw_linear_forward(&b->relative, distances), *parts[2];
+    if (!p || !*q) return false;
+    p = tw_permute(tw_reshape(p, tw_shape4(1, keys, heads, head_dim)), transposed);
+    if (!p) return false;
+    parts[0] = tw_full(p->tw, tw_shape4(rows, heads, queries, 1), 0);
+    parts[1] = tw_matmul(tw_permute(tw_add(*q, b->r_r_bias), heads_first), p);
+    p = tw_slice(tw_reshape(tw_concat(parts, 2, 3), tw_shape4(rows, heads, keys + 1, queries)), 2, 1, keys);
+    how->bias = tw_scale(tw_reshape(tw_contiguous(p), tw_shape4(rows, heads, queries, keys)), b->scale);
+    *q = tw_add(*q, b->r_w_bias);
+    return how->bias && *q;
+}
+
 /* Causal self-attention of the last `tokens` of qkv [B, M + T, 3 H D], where q, k and v are thirds; M earlier ones, and
-   those in the cache, are read too.  -> [B, T, H D] */
-static tw_tensor *twi_fused_attention(tw_tensor *qkv, int64_t tokens, int64_t heads, int64_t layer, tw_cache *cache, tw_attention_desc *how) {
+   those in the cache, are read too.  -> [B, T, H D].  relative: the block has relative positions, or NULL. */
+static tw_tensor *twi_fused_attention(tw_tensor *qkv, int64_t tokens, int64_t heads, int64_t layer, tw_cache *cache, const tw_glm_input *relative, tw_attention_desc *how) {
     int64_t width = tw_dim(qkv, -1) / 3, head_dim = width / heads;
     tw_tensor *q, *k, *v;
     if (!qkv) return NULL;
@@ -6905,6 +6926,7 @@ static tw_tensor *twi_fused_attention(tw_tensor *qkv, int64_t tokens, int64_t he
         how->query_start += cache->length;
         if (!twi_cache_append(cache, layer, &k, &v)) return NULL;
     }
+    if (relative && relative->distances && !twi_relative_attention(relative->block, relative->distances, &q, how)) return NULL;
     return twi_merge_heads(tw_attention(q, k, v, how));
 }
 
@@ -6917,7 +6939,7 @@ static tw_tensor *twi_gpt2_attention(const tw_gpt2_input *in, tw_tensor *x) {
     how.scale = b->scale;
     how.dropout = b->attn_dropout;
     how.key_mask = in->key_mask;
-    return tw_linear_residual(&b->c_proj, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, &how), x,
+    return tw_linear_residual(&b->c_proj, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, NULL, &how), x,
                               b->resid_dropout);
 }
 
@@ -6993,13 +7015,14 @@ static tw_tensor *twi_glm_attention(const tw_glm_input *in, tw_tensor *x, tw_ten
     both[0] = memory;
     both[1] = x;
     qkv = tw_linear_forward(&b->query_key_value, tw_layer_norm_forward(&b->input_layernorm, memory ? tw_concat(both, 2, 1) : x));
-    memset(&how, 0, sizeof how);                            /* attention_scale > 1 divides and multiplies again: for 16-bit numbers, not for ours */
+    memset(&how, 0, sizeof how);
+    how.scale = b->scale;
     how.causal = !in->mask && !in->both_ways;
     how.prefix = in->prefix;
     how.key_mask = in->key_mask;
     how.mask = in->mask;
     how.dropout = b->attention_dropout;
-    return tw_linear_residual(&b->dense, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, &how), x,
+    return tw_linear_residual(&b->dense, twi_fused_attention(qkv, tw_dim(x, 1), b->heads, b->layer, in->pass ? in->pass->cache : NULL, in, &how), x,
                               b->output_dropout);
 }
 
@@ -8506,6 +8529,7 @@ static tw_tensor *twi_lstm_forward(const twi_lstm *lstm, tw_tensor *x, bool reve
 
 typedef struct tw_glm {
     tw_embedding  word_embeddings, position_embeddings, block_position_embeddings;
+    tw_tensor    *r_w_bias, *r_r_bias;               /* [H, D] of relative_encoding, in place of the tables of positions */
     tw_glm_block *block;
     tw_layer_norm final_layernorm;
     tw_linear     pool_layer, multichoice_head;      /* of the classifier */
@@ -8524,6 +8548,7 @@ static bool twi_glm_block_init(tw_model *m, tw_glm_block *b, int64_t layer, int6
     tw_enter(m, "layers", layer);
     if (!tw_layer_norm_init(m, &b->input_layernorm, "input_layernorm", width, eps) ||
         !tw_linear_init(m, &b->query_key_value, "attention.query_key_value", width, 3 * width, true) ||
+        (b->r_w_bias && !tw_linear_init(m, &b->relative, "attention.relative", width, width, true)) ||
         !tw_linear_init(m, &b->dense, "attention.dense", width, width, true) ||
         !tw_layer_norm_init(m, &b->post_attention_layernorm, "post_attention_layernorm", width, eps) ||
         !tw_linear_init(m, &b->dense_h_to_4h, "mlp.dense_h_to_4h", width, 4 * width, true) ||
@@ -8581,9 +8606,9 @@ static bool twi_glm_build(tw_model *m) {
     tw_glm *g = (tw_glm *)m->net;
     tw_context *tw = m->region.tw;
     int64_t width = twi_config_int(m, "hidden_size", 1024, 1, 1 << 20), rows, i;
-    float small, attention_dropout = twi_config_float(m, "attention_dropout_prob", 0.1, 0, 0.999), output_dropout = twi_config_float(m, "output_dropout_prob", 0.1, 0, 0.999);
+    float small, attention_scale, attention_dropout = twi_config_float(m, "attention_dropout_prob", 0.1, 0, 0.999), output_dropout = twi_config_float(m, "output_dropout_prob", 0.1, 0, 0.999);
     const char *pool = tw_json_string(twi_config_value(m, "pool_token"), "cls");
-    bool nested;
+    bool nested, relative = twi_config_bool(m, "relative_encoding", false);
     g->kind = twi_head_of(m);
     g->heads = twi_config_int(m, "num_attention_heads", 16, 1, width);
     g->layers = twi_config_int(m, "num_layers", 24, 1, 4096);
@@ -8597,10 +8622,11 @@ static bool twi_glm_build(tw_model *m) {
     g->take_softmax = twi_config_bool(m, "take_softmax", g->kind != TWI_HEAD_ONE_CLOZE);
     g->length_penalty = twi_config_float(m, "length_penalty", 0, -100, 100);
     g->pool = pool[0];
-    (void)twi_config_float(m, "attention_scale", 1, 1e-6, 1e6);
+    /* above 1 scores are divided and multiplied again, for the sake of 16-bit numbers; with relative positions, multiplied only */
+    attention_scale = twi_config_float(m, "attention_scale", 1, 1e-6, 1e6);
     m->initializer_range = 0.02f;
     if (tw_failed(tw)) return false;
-    if (twi_config_bool(m, "relative_encoding", false)) { twi_fail(tw, TW_E_UNSUPPORTED, "config: GLM with relative_encoding cannot be opened here"); return false; }
+    if (relative && width % 2 != 0) { twi_fail(tw, TW_E_CONFIG, "config: relative_encoding wants an even hidden_size, not %lld", (long long)width); return false; }
     if (width % g->heads != 0) { twi_fail(tw, TW_E_CONFIG, "config: hidden_size %lld is not a multiple of num_attention_heads %lld", (long long)width, (long long)g->heads); return false; }
     if (strcmp(pool, "cls") != 0 && strcmp(pool, "start") != 0 && strcmp(pool, "pad") != 0) { twi_fail(tw, TW_E_CONFIG, "config: pool_token \"%.40s\" is none of cls, start, pad", pool); return false; }
     g->block = (tw_glm_block *)twi_alloc(&m->region, (size_t)g->layers, sizeof *g->block);
@@ -8610,13 +8636,21 @@ static bool twi_glm_build(tw_model *m) {
     if (!tw_embedding_init(m, &g->word_embeddings, "word_embeddings", g->vocab, width)) return false;
     tw_enter(m, "transformer", -1);
     rows = g->max_positions + (g->two_positions ? 1 : 0);
-    if (!tw_embedding_init(m, &g->position_embeddings, "position_embeddings", rows, width)) return false;
+    if (relative) {
+        g->two_positions = false;
+        g->r_w_bias = twi_filled_parameter(m, "", "r_w_bias", tw_shape2(g->heads, width / g->heads), 0);
+        g->r_r_bias = twi_filled_parameter(m, "", "r_r_bias", tw_shape2(g->heads, width / g->heads), 0);
+        if (!g->r_w_bias || !g->r_r_bias) return false;
+    } else if (!tw_embedding_init(m, &g->position_embeddings, "position_embeddings", rows, width)) return false;
     if (g->two_positions && !tw_embedding_init(m, &g->block_position_embeddings, "block_position_embeddings", rows, width)) return false;
     small = m->initializer_range / sqrtf(2.0f * (float)g->layers);
     for (i = 0; i < g->layers; i++) {
+        g->block[i].r_w_bias = g->r_w_bias;
+        g->block[i].r_r_bias = g->r_r_bias;
         if (!twi_glm_block_init(m, &g->block[i], i, width, small)) return false;
         g->block[i].heads = g->heads;
         g->block[i].layer = i;
+        g->block[i].scale = (relative && attention_scale > 1 ? attention_scale : 1.0f) / sqrtf((float)(width / g->heads));
         g->block[i].attention_dropout = attention_dropout;
         g->block[i].output_dropout = output_dropout;
     }
@@ -8734,6 +8768,19 @@ static bool twi_glm_positions(tw_model *m, tw_tensor *given, const tw_tensor *id
     return true;
 }
 
+/* Distances length - 1 ... 0 as sines and cosines, [1, length, C] (Vaswani et al. 2017): all the sines first. */
+static tw_tensor *twi_glm_distances(tw_model *m, int64_t length) {
+    const tw_glm *g = (const tw_glm *)m->net;
+    int64_t width = tw_dim(g->word_embeddings.weight, 1), half = width / 2, i, k;
+    tw_tensor *t = tw_full(m->region.tw, tw_shape3(1, length, width), 0);
+    for (i = 0; t && i < length && twi_computes(m->region.tw); i++)
+        for (k = 0; k < width; k++) {
+            double angle = (double)(length - 1 - i) * pow(10000, -2.0 * (double)(k % half) / (double)width);
+            twi_f32(t)[i * width + k] = (float)(k < half ? sin(angle) : cos(angle));
+        }
+    return tw_dropout(t, g->embedding_dropout);
+}
+
 /* The learned prompt, [1, spell_length, C]. */
 static tw_tensor *twi_glm_prompt(const tw_glm *g) {
     tw_tensor *x = tw_reshape(g->spell_embeddings.weight, tw_shape3(1, g->spell_length, tw_dim(g->spell_embeddings.weight, 1))), *both[2];
@@ -8780,7 +8827,7 @@ typedef struct twi_glm_run {
 /* -> [B, T, C], or [B, 1, C] where the last token alone is wanted, after the last norm. */
 static tw_tensor *twi_glm_stack(tw_model *m, const twi_glm_run *r, const tw_pass *pass) {
     tw_glm *g = (tw_glm *)m->net;
-    tw_tensor *x, *positions, *blocks, *inputs[2];
+    tw_tensor *x, *positions = NULL, *blocks = NULL, *inputs[2];
     int64_t memory = r->memory ? tw_dim(r->memory[0], 1) : 0, past = memory + (pass->cache ? pass->cache->length : 0), i;
     bool hidden = pass->hidden_states && r->out;
     twi_stream stream;
@@ -8791,11 +8838,13 @@ static tw_tensor *twi_glm_stack(tw_model *m, const twi_glm_run *r, const tw_pass
     how.key_mask = r->key_mask;
     if (pass->cache && r->memory) { twi_fail(m->region.tw, TW_E_ARGUMENT, "forward: a cache and mems are two ways to the same end"); return NULL; }
     if (!twi_glm_mask(m, r->attention_mask, r->ids->shape[0], r->ids->shape[1], past, &how) ||
-        !twi_glm_positions(m, r->position_ids, r->ids, past, &positions, &blocks)) return NULL;
+        (!g->r_w_bias && !twi_glm_positions(m, r->position_ids, r->ids, past, &positions, &blocks))) return NULL;
     x = tw_embedding_forward(&g->word_embeddings, r->ids);
     if (x && r->prompt_pos) x = twi_glm_spell(m, x, r->prompt_pos);
-    x = tw_add(x, tw_embedding_forward(&g->position_embeddings, positions));
+    if (g->r_w_bias) how.distances = twi_glm_distances(m, past + r->ids->shape[1]);
+    else x = tw_add(x, tw_embedding_forward(&g->position_embeddings, positions));
     if (blocks) x = tw_add(x, tw_embedding_forward(&g->block_position_embeddings, blocks));
+    if (g->r_w_bias && !how.distances) return NULL;
     x = twi_stream_begin(&stream, tw_dropout(x, g->embedding_dropout), hidden || r->kept);
     for (i = 0; x && i < g->layers; i++) {
         if (hidden && !twi_numbered_output(r->out, "hidden_states", i, x)) return NULL;

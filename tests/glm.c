@@ -7,7 +7,7 @@
 
 static const char *const flagai[] = {
     "separators", "one_separator", "causal", "attention_scale", "one_position", "hidden", "long", "four_dimensional_mask", "memory", "return_memory",
-    "newest_memory", "short_memory", "prompt_lstm", "prompt_mlp", "prompt_none", "tuned_prefix", "seq2seq", "seq2seq_fractions", "seq2seq_no_targets",
+    "newest_memory", "short_memory", "relative", "relative_memory", "prompt_lstm", "prompt_mlp", "prompt_none", "tuned_prefix", "seq2seq", "seq2seq_fractions", "seq2seq_no_targets",
     "classify_cls", "classify_start", "classify_pad", "classify_yes_or_no", "classify_choices", "cloze", "cloze_length_penalty", "cloze_yes_or_no",
     "cloze_one_token", "cloze_one_token_softmax", "cloze_fast"
 };
@@ -104,7 +104,7 @@ static void check_dropout(const char *config, const char *name) {
 static void check_refusals(void) {
     static const struct { const char *config, *says; } bad[] = {
         { "{\"model_type\":\"glm\",\"num_layers\":0}", "num_layers" }, { "{\"model_type\":\"glm\",\"num_layers\":2,\"hidden_size\":10,\"num_attention_heads\":3}", "hidden_size" },
-        { "{\"model_type\":\"glm\",\"num_layers\":2,\"relative_encoding\":true}", "relative_encoding" },
+        { "{\"model_type\":\"glm\",\"num_layers\":2,\"relative_encoding\":7}", "relative_encoding" },
         { "{\"model_type\":\"glm\",\"num_layers\":2,\"spell_length\":2,\"spell_func\":\"cnn\"}", "spell_func" },
         { "{\"model_type\":\"glm\",\"num_layers\":2,\"pool_token\":\"mean\"}", "pool_token" }, { "{\"model_type\":\"glm\",\"num_layers\":2,\"max_memory_length\":-1}", "max_memory_length" },
         { "{\"model_type\":\"glm\",\"architectures\":[\"GLMForChess\"]}", "GLMForChess" }, { "{\"model_type\":\"glm\",\"num_key_value_heads\":3}", "num_key_value_heads" },

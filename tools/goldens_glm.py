@@ -269,6 +269,13 @@ def make_flagai(out):
     inputs.add(attention_mask=torch.ones(2, 1, 7, 11, dtype=torch.long).tril(4))
     flagai_case(out, "short_memory", model, config, inputs.tensors, 14)
 
+    config = tiny(relative_encoding=True, attention_scale=2.0)
+    flagai_case(out, "relative", model, config, Blanks(config, 2, 9, 15, [4, 6]).labels().tensors, 15)
+    config = tiny(relative_encoding=True, block_position_encoding=False, num_layers=1, hidden_size=12, num_attention_heads=3)
+    inputs = Blanks(config, 2, 7, 16, [0]).labels().memories(4)
+    nothing = ["grad.transformer.layers.0.attention.relative.bias"]  # what all keys have in common
+    flagai_case(out, "relative_memory", model, config, inputs.tensors, 16, zero=nothing)
+
     for seed, spell in enumerate(["lstm", "mlp", "none"], start=20):
         config = tiny(num_layers=1, spell_length=3, spell_func=spell)
         inputs = Blanks(config, 2, 9, seed, [4, 6]).labels()
