@@ -4,6 +4,7 @@
 #define TWINKLE_IMPLEMENTATION
 #include "twinkle.h"
 #include "family.h"
+#include "counted.h"
 
 static const char *const flagai[] = {
     "separators", "one_separator", "causal", "attention_scale", "one_position", "hidden", "long", "four_dimensional_mask", "memory", "return_memory",
@@ -252,6 +253,43 @@ static void check_prompts(void) {
     tw_destroy(tw);
 }
 
+/* Whichever allocation fails, the error is said, nothing crashes, and nothing is left behind. */
+static void check_out_of_memory(void) {
+    static const char *const cases[] = { "glm/relative_memory", "glm/newest_memory", "glm/prompt_lstm", "glm/seq2seq_fractions", "glm/cloze_fast", "glm/classify_pad",
+                                         "glm/cloze_one_token", "glm_hf/glm4_default", "glm/fill" };
+    size_t i;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bool done = false;
+        long at;
+        for (at = 1; !done; at += 1 + at / 200) {
+            char path[512];
+            counted memory;
+            tw_desc desc;
+            tw_context *tw;
+            tw_model *m;
+            memset(&memory, 0, sizeof memory);
+            memory.fail_at = at;
+            desc = counted_desc(&memory);
+            tw = tw_create(&desc);
+            m = tw_from_pretrained(tw, golden_path(path, ".", cases[i], ""));
+            if (m && strcmp(cases[i], "glm/fill") == 0) done = tw_generate_text(m, "a [MASK] b [MASK]", NULL) != NULL;
+            else if (m) {
+                tw_weights *in = tw_open_weights(tw, golden_path(path, ".", cases[i], "in.safetensors"));
+                tw_batch batch;
+                tw_outputs out;
+                memset(&batch, 0, sizeof batch);
+                if (in) golden_batch(tw, in, &batch);
+                done = in && tw_model_forward(m, &batch, NULL, &out) && (!tw_batch_get(&out, "loss") || tw_backward(tw_batch_get(&out, "loss")));
+            }
+            if (memory.calls < at && tw) CHECK(done, "%s without a failure: %s", cases[i], tw_error(tw));
+            if (tw && memory.calls >= at) CHECK(done || tw_error_code(tw) == TW_E_MEMORY, "%s, allocation %ld fails: %s", cases[i], at, tw_error(tw));
+            done = memory.calls < at;
+            tw_destroy(tw);
+            CHECK(memory.live == 0, "%s, allocation %ld fails: %ld are left behind", cases[i], at, memory.live);
+        }
+    }
+}
+
 int main(void) {
     static const char *const classes[] = { "GLMModel", "GLMForSeq2Seq", "GLMForSequenceClassification", "GLMForMultiTokenCloze", "GLMForSingleTokenCloze", "GLMForMultiTokenClozeFast" };
     size_t i;
@@ -264,6 +302,7 @@ int main(void) {
     check_prompts();
     check_classifier_masks();
     check_memory_gradients();
+    check_out_of_memory();
     check_family("glm", flagai, sizeof flagai / sizeof *flagai);
     check_family("glm_hf", transformers, sizeof transformers / sizeof *transformers);
     return check_done();
