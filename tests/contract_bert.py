@@ -469,6 +469,34 @@ def texts():
             "BertForTokenClassification",
             {**tagged, "labels": wanted},
         )
+    with check("source and target of a UniLM: the source sees itself, the target what comes before, and only the target costs"):
+        model = save_model(folder, "BertForMaskedLM", small(BertConfig, vocab_size=size), 9)
+        values = {**json.loads((folder / "config.json").read_text()), "architectures": ["BertForSeq2seq"]}
+        (folder / "config.json").write_text(json.dumps(values))
+        path = WORK / "unilm.jsonl"
+        path.write_text("".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in zip(rows, rows[::-1])))
+        both = tokenizer(rows, rows[::-1], padding=True, truncation=True, max_length=40, return_tensors="pt")
+        kind, real = both["token_type_ids"], both["attention_mask"].bool()
+        earlier = torch.ones(kind.shape[1], kind.shape[1]).tril().bool()
+        sees = torch.where(kind[:, :, None] == 1, earlier, kind[:, None, :] == 0) & real[:, None, :]
+        with torch.no_grad():
+            both["attention_mask"] = sees[:, None]
+            logits = model(**both).logits[:, :-1]
+        wanted = both["input_ids"][:, 1:].masked_fill(kind[:, 1:] == 0, goldens.IGNORED)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        run, out = write_config(
+            {
+                "model": str(folder),
+                "train_file": str(path),
+                "max_steps": 1,
+                "per_device_train_batch_size": 8,
+                "shuffle": False,
+                "dropout": 0,
+            },
+            "unilm",
+        )
+        ok("train", run)
+        close(trained_losses(out), [loss.item()], 1e-4, "the first loss")
     with check("texts that are too long keep their last special token"):
         long = [" ".join(rng.choice(plain) for _ in range(60)) for _ in range(4)]
         cut = tokenizer(long, truncation=True, max_length=40, return_tensors="pt")
