@@ -873,7 +873,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
 
     if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
-        else if (g->trans_b) { if (g->m <= TWB_SKINNY_ROWS) job->way = TWB_WAY_COLUMNS; }
+        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_SKINNY_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
     }
     columns = twb_min_size(TWB_BLOCK_COLUMNS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)) / 32 * 32);     /* half of the L2 */
@@ -3561,16 +3561,19 @@ TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdif
 TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *s) { (void)ld; *s = *p; }
 #endif
 
+/* one number of the given type */
+TWB_FN float TWB_NAME(twb_number)(twb_type type, const void *b, ptrdiff_t at) {
+    if (type == TWB_F16) return twb_f16_to_f32(((const uint16_t *)b)[at]);
+    if (type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)b)[at]);
+    return ((const float *)b)[at];
+}
+
 /* a square whose rows or columns are not all there: zeros for the rest */
 TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, float *square) {
     ptrdiff_t r, d;
     memset(square, 0, TWB_W * TWB_W * sizeof *square);
     for (r = 0; r < rows && r < TWB_W; r++)
-        for (d = 0; d < depth && d < TWB_W; d++) {
-            ptrdiff_t from = at + r * ld + d;
-            square[r * TWB_W + d] = type == TWB_F16 ? twb_f16_to_f32(((const uint16_t *)b)[from])
-                                  : type == TWB_BF16 ? twb_bf16_to_f32(((const uint16_t *)b)[from]) : ((const float *)b)[from];
-        }
+        for (d = 0; d < depth && d < TWB_W; d++) square[r * TWB_W + d] = TWB_NAME(twb_number)(type, b, at + r * ld + d);
 }
 
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
@@ -3838,6 +3841,14 @@ TWB_FN void TWB_NAME(twb_skinny_packed)(const twb_gemm_args *g, ptrdiff_t item, 
     } while (k0 < g->k);
 }
 
+/* the last k's, from k on, one by one */
+TWB_FN void TWB_NAME(twb_skinny_rest)(int rows, twb_type type, ptrdiff_t k, ptrdiff_t kc, const float *a, ptrdiff_t lda,
+                                      const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
+    int r, l;
+    for (; k < kc; k++)
+        for (r = 0; r < rows; r++)
+            for (l = 0; l < 16; l++) sums[r * 16 + l] = fmaf(a[r * lda + k], TWB_NAME(twb_number)(type, b, at + l * ld + k), sums[r * 16 + l]);
+}
 /* B [n,k]: R rows by sixteen columns, whose numbers are transposed four k's at a time on their way through the registers.
    More columns at a time would be more streams of memory than a processor follows.  `sums` is [R][16]. */
 TWB_VFN void TWB_NAME(twb_skinny_sixteen)(const int R, const twb_type type, ptrdiff_t kc, const float *a, ptrdiff_t lda,
@@ -3864,27 +3875,14 @@ TWB_VFN void TWB_NAME(twb_skinny_sixteen)(const int R, const twb_type type, ptrd
     }
     TWB_UNROLL
     for (r = 0; r < R * 16 / TWB_W; r++) twb_s_put(sums + r * TWB_W, sum[r]);
-    for (; k < kc; k++)
-        for (r = 0; r < R; r++)
-            for (l = 0; l < 16; l++)
-                sums[r * 16 + l] = fmaf(a[r * lda + k], type == TWB_F32 ? ((const float *)b)[at + l * ld + k]
-                                        : type == TWB_F16 ? twb_f16_to_f32(((const uint16_t *)b)[at + l * ld + k])
-                                        : twb_bf16_to_f32(((const uint16_t *)b)[at + l * ld + k]), sums[r * 16 + l]);
-}
-/* any number of rows, 4, 2 or 1 at a time */
-TWB_VFN void TWB_NAME(twb_skinny_some_rows)(const twb_type type, ptrdiff_t rows, ptrdiff_t kc, const float *a, ptrdiff_t lda,
-                                            const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
-    ptrdiff_t i = 0;
-    for (; rows - i >= 4; i += 4) TWB_NAME(twb_skinny_sixteen)(4, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
-    for (; rows - i >= 2; i += 2) TWB_NAME(twb_skinny_sixteen)(2, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
-    if (i < rows) TWB_NAME(twb_skinny_sixteen)(1, type, kc, a + i * lda, lda, b, at, ld, sums + i * 16);
+    if (k < kc) TWB_NAME(twb_skinny_rest)(R, type, k, kc, a, lda, b, at, ld, sums);
 }
 TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1, float *panel) {
     const float *a = g->a + item * g->stride_a;
     const twb_type type = g->b_type;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(type);
     float sums[TWB_SKINNY_ROWS * 16], ones[16];
-    ptrdiff_t j, k0;
+    ptrdiff_t i, j, k0, rows;
     twb_store(ones, twb_set1(1.0f));
     for (j = j0; j < j1; j += 16) {
         const ptrdiff_t columns = twb_min_size(16, j1 - j);
@@ -3895,9 +3893,16 @@ TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item,
             if (columns < 16) {
                 TWB_NAME(twb_pack_panels)(type, true, b, g->ldb, k0, kc, j, columns, panel, kc * 16);
                 TWB_NAME(twb_small_product)(g->m, 16, kc, x, g->lda, 1, panel, 16, kc * 16, sums, 16, ones, NULL);
-            } else if (type == TWB_F32) TWB_NAME(twb_skinny_some_rows)(TWB_F32, g->m, kc, x, g->lda, b, at, g->ldb, sums);
-            else if (type == TWB_F16) TWB_NAME(twb_skinny_some_rows)(TWB_F16, g->m, kc, x, g->lda, b, at, g->ldb, sums);
-            else TWB_NAME(twb_skinny_some_rows)(TWB_BF16, g->m, kc, x, g->lda, b, at, g->ldb, sums);
+            } else {
+                for (i = 0; i < g->m; i += rows, x += rows * g->lda) {
+                    rows = type != TWB_F32 || g->m - i < 2 ? 1 : g->m - i < 4 ? 2 : 4;
+                    if (rows == 4)            TWB_NAME(twb_skinny_sixteen)(4, TWB_F32, kc, x, g->lda, b, at, g->ldb, sums + i * 16);
+                    else if (rows == 2)       TWB_NAME(twb_skinny_sixteen)(2, TWB_F32, kc, x, g->lda, b, at, g->ldb, sums + i * 16);
+                    else if (type == TWB_F32) TWB_NAME(twb_skinny_sixteen)(1, TWB_F32, kc, x, g->lda, b, at, g->ldb, sums + i * 16);
+                    else if (type == TWB_F16) TWB_NAME(twb_skinny_sixteen)(1, TWB_F16, kc, x, g->lda, b, at, g->ldb, sums + i * 16);
+                    else                      TWB_NAME(twb_skinny_sixteen)(1, TWB_BF16, kc, x, g->lda, b, at, g->ldb, sums + i * 16);
+                }
+            }
             TWB_NAME(twb_skinny_store)(g, item, sums, 16, 0, g->m, j, columns, k0 == 0, k0 + kc >= g->k);
             k0 += kc;
         } while (k0 < g->k);
