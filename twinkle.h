@@ -47,12 +47,12 @@
    [tw:end of sample]
 
    WHAT IT OPENS.  GPT-2, BERT, RoBERTa, XLM-RoBERTa, T5, mT5, GLM and GLM-4 with all their heads from a Hugging Face folder:
-   config.json, safetensors (whole or in shards, f32, f16, bf16), and its tokenizer; and FlagAI's BERT and GLM.  What it trains
-   and saves, transformers opens.
+   config.json, weights as safetensors or as PyTorch's own files (whole or in shards, f32, f16, bf16, f64), and its tokenizer; and
+   FlagAI's GPT-2, BERT, T5 and GLM.  What it trains and saves, transformers opens.
 
    WHAT IT DOES NOT DO.  No GPU.  No downloads: it never opens a socket.  It never ends your process and prints nothing
    unless you ask (tw_log_stderr, tw_progress).  It keeps no global state: two contexts in two threads share nothing.
-   It runs no code that a file contains.
+   It runs no code that a file contains, a PyTorch file's pickle included.
 
    ERRORS.  Functions return NULL, false or NaN; the context keeps the first error as a sentence; operations on a failed value
    fail quietly.  So check once: if (tw_failed(tw)) puts(tw_error(tw));

@@ -4,6 +4,7 @@ The letters and numbers before the checks are a catalogue of inputs that broke o
 and shard indices, J JSON, C configs and tokenizers, T tensors, A programs and their state.
 """
 
+import base64
 import io
 import json
 import math
@@ -661,6 +662,29 @@ def bad_tokenizer():
     attempt("C91 the merges a thousand times over", lambda t: merges(t["model"]["merges"] * 1000)(t), "survive")
     attempt("C93 a piece of 100 KB", vocabulary(**{"a" * 100_000: 9000}), "survive")
     attempt("C93 a piece with NUL", vocabulary(**{"a\0b": 9000}), "survive")
+    for piece in ("<0x-1>", "<0xZZ>", "<0x>", "<0x100>", "<0xFFFFFFFF0>"):
+        pieces = {**{f"<0x{i:02X}>": i for i in range(256)}, "a": 256, piece: 257}
+        model = {"type": "BPE", "byte_fallback": True, "vocab": pieces, "merges": []}
+        attempt(f"C92 the byte token {piece}", lambda t, model=model: {**t, "model": model}, "survive")
+    for label, charsmap in {
+        "of 1 byte": b"\x01",
+        "of 3 bytes": b"\x04\x00\x00",
+        "longer than it is": b"\xff\xff\xff\x7f" + bytes(8),
+        "with a wild trie": struct.pack("<I", 1024) + b"\xff" * 1024 + b"a\0b",
+        "of an odd length": struct.pack("<I", 7) + bytes(7) + b"a\0",
+    }.items():
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+        attempt(f"C94 a charsmap {label}", lambda t, n=normalizer: {**t, "normalizer": n}, "survive")
+    for label, text in {
+        "1 MB of one letter": b"a" * 1_000_000,
+        "1 MB of blank lines": b"\n" * 1_000_000,
+        "1 MB of bytes that are no UTF-8": b"\xff" * 1_000_000,
+        "special tokens": b"<|endoftext|>" * 50_000,
+        "combining marks": "a\u0301\u0300".encode() * 100_000,
+    }.items():
+        with check(f"tokenizer: C95 {label}"):
+            (WORK / "long.txt").write_bytes(text)
+            assert ok("tokenize", good, "--json", "--file", WORK / "long.txt", before=limit_memory).object()["ids"]
     attempt("vocabulary a list", lambda t: {**t, "model": {**t["model"], "vocab": [1]}})
     attempt("no vocabulary", lambda t: {**t, "model": {"type": "BPE", "merges": []}})
     attempt("no model", lambda t: {key: value for key, value in t.items() if key != "model"})
