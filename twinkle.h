@@ -14423,12 +14423,11 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
     if (!twi_lists_reserve(t, &lists, padded)) return -1;
     for (i = 0; how->pad_left && i < pads; i++) twi_list_put(&lists, pad, 0, NULL, true);
     for (j = 0; j < 2; j++) {
-        twi_token *kept = t->tokens[j].list + (how->truncate_left
-                                               ? t->tokens[j].count - (j == 0 || how->pair ? keep[j]
-                                                   : t->tokens[j].count) : 0);
+        twi_token *kept;
         int trim;
-        if (j == 1 && !how->pair) break;
-        for (trim = 0; trim < t->trim_count && keep[j]; trim++) twi_trim(t, kept, keep[j], t->trim_prefix_space[trim]);
+        if ((j == 1 && !how->pair) || keep[j] == 0) continue;
+        kept = t->tokens[j].list + (how->truncate_left ? t->tokens[j].count - keep[j] : 0);
+        for (trim = 0; trim < t->trim_count; trim++) twi_trim(t, kept, keep[j], t->trim_prefix_space[trim]);
     }
     for (i = 0; i < form->count; i++) {
         const twi_template_item *item = &form->items[i];

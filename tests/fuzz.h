@@ -17,7 +17,9 @@ static void demand(bool condition, const char *what) {
 }
 
 /* An allocator that has little: what a file asks for beyond it is refused, as on a small machine. */
-enum { FUZZ_BYTES = 48 << 20 };
+#ifndef FUZZ_BYTES
+#define FUZZ_BYTES ((size_t)48 << 20)
+#endif
 static void *fuzz_alloc(void *user, size_t bytes) {
     counted *c = (counted *)user;
     return bytes > FUZZ_BYTES || c->bytes > FUZZ_BYTES - bytes ? NULL : counted_alloc(user, bytes);

@@ -1,5 +1,6 @@
 /* fuzz_models.c - load, then use: a config becomes a model, which runs forward and takes one training step.  An input is a
    config.json, or a config.json, a NUL and the weights' file that comes with it. */
+#define FUZZ_BYTES ((size_t)6 << 20)                    /* larger models are right, and slow */
 #include "fuzz.h"
 
 /* One forward pass and one step on these inputs; any of it may be refused. */
