@@ -2,7 +2,7 @@
 
    Matrix products with fused epilogues, attention that never holds a T x T matrix, softmax, norms,
    activations, cross-entropy, convolution, optimizer updates and number conversions, in f32 with
-   f16 and bf16 weights.  Kernels for plain C, AVX2+FMA, AVX-512 and NEON live in this one file and
+   f16, bf16, 8-bit and 4-bit weights.  Kernels for plain C, AVX2+FMA, AVX-512 and NEON live in this one file and
    the right set is picked at run time: `cc -O2` is the fast build.
 
    DO THIS in one C or C++ file, and include the header without the #define everywhere else:

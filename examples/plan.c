@@ -19,9 +19,11 @@ static const char *const sizes[][2] = {
 };
 
 static const struct { const char *name; tw_plan_desc how; } uses[] = {
-    { "write 128 tokens",     { 1, 512, false, false, 128 } },      /* batch, sequence, training, checkpointing, new tokens */
-    { "train 4 x 256",        { 4, 256, true,  false, 0 } },
-    { "train, checkpointing", { 4, 256, true,  true,  0 } }
+    { "write 128 tokens",     { 1, 512, false, false, 128, TW_F32 } },      /* batch, sequence, training, checkpointing, new tokens, weights */
+    { "write, 8-bit weights", { 1, 512, false, false, 128, TW_Q8_0 } },
+    { "write, 4-bit weights", { 1, 512, false, false, 128, TW_Q4_0 } },
+    { "train 4 x 256",        { 4, 256, true,  false, 0,   TW_F32 } },
+    { "train, checkpointing", { 4, 256, true,  true,  0,   TW_F32 } }
 };
 
 static double mb(size_t bytes) { return (double)bytes / 1e6; }

@@ -14,6 +14,9 @@
    `twinkle: WHAT: WHY (WHERE)`; results go to stdout.  A file is whole or not there. */
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
 #  define _POSIX_C_SOURCE 200809L       /* opendir, rmdir */
+#  ifndef _DEFAULT_SOURCE
+#    define _DEFAULT_SOURCE 1            /* madvise, so that a file's pages are given back once its weights were copied */
+#  endif
 #endif
 #define TWINKLE_IMPLEMENTATION
 #include "../twinkle.h"
@@ -2157,11 +2160,14 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     double began = seconds_now(tw), load_seconds;
     bool training = !strcmp(what, "train"), generating = !strcmp(what, "generate");
     model_bench b;
+    int64_t i;
     timing t = { 0, 0 };
     memset(&b, 0, sizeof b);
     b.a = a;
     b.model = bench_model(a);
     if (b.model && !training && (option_given(a, "--dtype"))) tw_to(b.model, dtype);
+    for (i = 0; b.model && !option_given(a, "--dtype") && i < tw_parameter_count(b.model); i++)     /* as it is in the file */
+        if (tw_rank(tw_parameter_at(b.model, i)) >= 2) { dtype = tw_dtype_of(tw_parameter_at(b.model, i)); break; }
     load_seconds = seconds_now(tw) - began;
     b.batch = generating ? 1 : option_whole(a, "--batch", 1);
     b.seq = generating ? option_whole(a, "--prompt-tokens", 64) : option_whole(a, "--seq", 128);
