@@ -98,7 +98,7 @@ def sections(data, config, tokenizer, steps):
         coded = tokenizer([e["text"] for e in examples], truncation=True, max_length=64, padding=True, return_tensors="pt")
         return {**coded, "labels": torch.tensor([e["label"] for e in examples])}
 
-    train(model, read_examples(data / "train.jsonl"), collate, steps or 1500, 16, 1e-3, 100)
+    train(model, read_examples(data / "train.jsonl"), collate, steps, 16, 1e-3, min(steps // 10, 100))
     test = read_examples(data / "test.jsonl")
     hits = 0
     with torch.no_grad():
@@ -132,7 +132,7 @@ def poems(data, config, tokenizer, steps):
         places = torch.stack([padded(first, 0), padded(second, 0)], 1)
         return {"input_ids": padded(ids, 0), "position_ids": places, "attention_mask": torch.tensor(separators), "labels": padded(labels, IGNORED)}
 
-    train(model, read_examples(data / "train.jsonl"), collate, steps or 400, 16, 2e-3, 40)
+    train(model, read_examples(data / "train.jsonl"), collate, steps, 16, 2e-3, steps // 10)
     batch = collate(read_examples(data / "test.jsonl"))
     with torch.no_grad():
         print(f"held out: loss {model(**batch).loss.item():.3f} a character")
@@ -154,7 +154,7 @@ def titles(data, config, tokenizer, steps):
         ids = padded(sources, 0)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, IGNORED)}
 
-    train(model, read_examples(data / "train.jsonl"), collate, steps or 2000, 16, 2e-3, 200)
+    train(model, read_examples(data / "train.jsonl"), collate, steps, 16, 6e-3, steps // 10)
     test = read_examples(data / "test.jsonl")
     total = tokens = score = 0
     with torch.no_grad():
@@ -172,7 +172,7 @@ def titles(data, config, tokenizer, steps):
 
 
 def main():
-    kinds = {"poems": poems, "titles": titles, "sections": sections}
+    kinds = {"poems": (poems, 400), "titles": (titles, 2000), "sections": (sections, 1500)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER")
@@ -188,7 +188,8 @@ def main():
         config = transformers.AutoConfig.from_pretrained(options.data)
     tokenizer = transformers.BertTokenizer(str(options.data / "vocab.txt"), do_lower_case=True)
     began = time.monotonic()
-    kinds[options.kind](options.data, config, tokenizer, options.steps)
+    run, usual = kinds[options.kind]
+    run(options.data, config, tokenizer, options.steps or usual)
     print(f"{time.monotonic() - began:.0f} seconds")
 
 
