@@ -4159,8 +4159,8 @@ TWDEF tw_tensor *tw_slice(tw_tensor *t, int axis, int64_t start, int64_t length)
     int64_t shape[TW_MAX_DIMS];
     if (!t || !twi_axis(t, &axis, "slice")) return NULL;
     if (start < 0 || length < 0 || start > t->shape[axis] || length > t->shape[axis] - start) {
-        twi_fail(t->tw, TW_E_RANGE, "slice: rows %lld to %lld of axis %d are not in a tensor of shape %s",
-                 (long long)start, (long long)start + (long long)length, axis, TWI_SHAPE(t));
+        twi_fail(t->tw, TW_E_RANGE, "slice: %lld rows from %lld on of axis %d are not in a tensor of shape %s",
+                 (long long)length, (long long)start, axis, TWI_SHAPE(t));
         return NULL;
     }
     memcpy(shape, t->shape, sizeof shape);
@@ -9468,7 +9468,8 @@ static tw_model *twi_build_model(tw_context *tw, tw_json *config, const char *ta
 }
 
 TWDEF tw_model *tw_from_config_with(tw_context *tw, const char *config_json, const char *task) {
-    if (!tw || !config_json || tw_failed(tw)) return NULL;
+    if (!tw || tw_failed(tw)) return NULL;
+    if (!config_json) { twi_fail(tw, TW_E_ARGUMENT, "config: no text was given (NULL)"); return NULL; }
     return twi_build_model(tw, tw_json_parse(tw, config_json, strlen(config_json)), task, false);
 }
 TWDEF tw_model *tw_from_config(tw_context *tw, const char *config_json) { return tw_from_config_with(tw, config_json, NULL); }
@@ -9515,7 +9516,8 @@ TWDEF bool tw_model_forward(tw_model *model, const tw_batch *inputs, const tw_pa
     twi_forward_call call;
     tw_pass *kept;
     if (out) memset(out, 0, sizeof *out);
-    if (!model || tw_failed(model->region.tw) || !inputs) return false;
+    if (!model || tw_failed(model->region.tw)) return false;
+    if (!inputs) { twi_fail(model->region.tw, TW_E_ARGUMENT, "forward: no inputs were given (NULL)"); return false; }
     if (!model->net) { twi_fail(model->region.tw, TW_E_MISSING, "forward: the model %s has no forward function (tw_set_forward)", model->name); return false; }
     kept = (tw_pass *)twi_step_record(model->region.tw, sizeof *kept);      /* a block that is recomputed reads it again */
     if (!kept) return false;
@@ -14386,8 +14388,9 @@ TWDEF int64_t tw_tokenize(tw_tokenizer *t, const char *text, size_t length, cons
     size_t keep[2], extra = 0, total, padded, i, j, pads;
     int32_t pad = -1;
     twi_lists lists;
-    memset(out, 0, sizeof *out);
+    if (out) memset(out, 0, sizeof *out);
     if (!t || tw_failed(t->tw)) return -1;
+    if (!out) { twi_fail(t->tw, TW_E_ARGUMENT, "tokenize: no place for the result was given (NULL)"); return -1; }
     memset(&plain, 0, sizeof plain);
     if (!how) how = &plain;
     if (!text && length) { twi_fail(t->tw, TW_E_ARGUMENT, "tokenize: the text is NULL"); return -1; }
@@ -17305,7 +17308,9 @@ TWDEF tw_model *tw_from_memory(tw_context *tw, const tw_memory_file *files, int 
     tw_model *m = NULL;
     twi_blob *list;
     int i;
-    if (!tw || tw_failed(tw) || !files || count < 1) return NULL;
+    if (!tw || tw_failed(tw)) return NULL;
+    for (i = 0; files && i < count && files[i].name && (files[i].data || !files[i].size); i++) continue;
+    if (count < 1 || i < count) { twi_fail(tw, TW_E_ARGUMENT, "model: no files were given, or one without a name or bytes"); return NULL; }
     list = (twi_blob *)twi_alloc(&tw->region, (size_t)count, sizeof *list);
     if (!list) return NULL;
     for (i = 0; i < count; i++) { list[i].name = files[i].name; list[i].data = (const unsigned char *)files[i].data; list[i].size = files[i].size; }

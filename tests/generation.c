@@ -641,6 +641,23 @@ static void test_text(void) {
     tw_destroy(tw);
 }
 
+/* What is NULL where something must be is said, not only answered with nothing. */
+static void test_nothing_given(void) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, SMALL);
+    tw_memory_file nameless = { NULL, "{}", 2 };
+    OK(model && !tw_model_forward(model, NULL, NULL, NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_from_config(tw, NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_from_memory(tw, NULL, 2) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_from_memory(tw, &nameless, 1) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_slice(tw_full(tw, tw_shape2(2, 3), 1), 1, 2, INT64_MAX) && tw_error_code(tw) == TW_E_RANGE);
+    tw_destroy(tw);
+}
+
 int main(void) {
     test_ids("gpt2");
     test_ids("t5");
@@ -658,5 +675,6 @@ int main(void) {
     test_refusals();
     test_limits();
     test_text();
+    test_nothing_given();
     return check_done();
 }

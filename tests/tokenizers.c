@@ -413,6 +413,8 @@ static void run_large(const char *name) {
     }
     CHECK(tw_tokenize(t, text, (size_t)INT32_MAX, NULL, &e) == -1 && tw_error_code(tw) == TW_E_RANGE, "%s: 2 GiB", name);
     tw_clear_error(tw);
+    CHECK(tw_tokenize(t, "x", 1, NULL, NULL) == -1 && tw_error_code(tw) == TW_E_ARGUMENT, "%s: no place for the result", name);
+    tw_clear_error(tw);
     CHECK(tw_tokenize(t, NULL, 0, NULL, &e) >= 0 && tw_tokenize(t, NULL, 3, NULL, &e) == -1, "%s: a text that is NULL", name);
     tw_clear_error(tw);
     CHECK(tw_tokenize(NULL, "x", 1, NULL, &e) == -1 && e.count == 0 && tw_detokenize(NULL, NULL, 0, false)[0] == 0, "no tokenizer");
