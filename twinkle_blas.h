@@ -4169,7 +4169,7 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
 #if defined(_MSC_VER) && !defined(__clang__)
 #  define TWB_DPBUSD(acc, u, s) ((acc) = _mm512_dpbusd_epi32((acc), (u), (s)))
 #else
-#  define TWB_DPBUSD(acc, u, s) __asm__ volatile ("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s))
+#  define TWB_DPBUSD(acc, u, s) __asm__ volatile ("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(acc) : "v"(u), "v"(s))
 #endif
 TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) {
     return twb_iset1(vnni ? (uint32_t)((type == TWB_Q8_0 ? -128 : -8) * sum) : 0u);
