@@ -39,7 +39,7 @@ ends 2 convert a b --dtype f13
 ends 2 bench nonsense
 ends 1 pull gpt2 --to x --endpoint http://127.0.0.1:1     # with curl nobody answers, without it cannot be started
 ends 1 start
-ends 1 predict m
+ends 1 predict m --text a
 ends 1 info is-not-there
 ends 1 convert is-not-there there --dtype q8_0
 
