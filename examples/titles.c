@@ -28,7 +28,7 @@ static void train(tw_model *t5, const char *data, int steps) {
     char schedule[96];
     tw_batch batch;
     snprintf(schedule, sizeof schedule, "{\"warmup_steps\":%d,\"max_steps\":%d}", steps < 2000 ? steps / 10 : 200, steps);
-    tw_set_optimizer(t5, "adamw", "{\"lr\":6e-3,\"weight_decay\":0.01}");
+    tw_set_optimizer(t5, "adamw", "{\"lr\":2e-3,\"weight_decay\":0.01}");
     tw_set_lr_scheduler(t5, "linear", schedule);
     while (tw_next_batch(pairs, &batch)) {
         float loss = tw_forward_backward(t5, &batch, NULL);

@@ -154,7 +154,7 @@ def titles(data, config, tokenizer, steps):
         ids = padded(sources, 0)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded(targets, IGNORED)}
 
-    train(model, read_examples(data / "train.jsonl"), collate, steps, 16, 6e-3, steps // 10)
+    train(model, read_examples(data / "train.jsonl"), collate, steps, 16, 2e-3, steps // 10)
     test = read_examples(data / "test.jsonl")
     total = tokens = score = 0
     with torch.no_grad():
