@@ -10117,7 +10117,7 @@ static bool twi_pickle_take(twi_pickle *p, size_t n, const unsigned char **bytes
     return true;
 }
 static bool twi_pickle_number(twi_pickle *p, size_t n, uint64_t *number) {
-    const unsigned char *bytes;
+    const unsigned char *bytes = NULL;
     if (!twi_pickle_take(p, n, &bytes)) return false;
     *number = twi_little_endian(bytes, n);
     return true;
@@ -10380,10 +10380,10 @@ static bool twi_pickle_build(twi_pickle *p) {
 
 /* Runs the pickle at p->at; its value, and p->at behind it. */
 static bool twi_pickle_run(twi_pickle *p, twi_value *result) {
-    const unsigned char *op;
+    const unsigned char *op = NULL;
     char why[100];
     uint64_t x;
-    size_t from;
+    size_t from = 0;
     p->depth = p->mark = p->memos = 0;
     for (;;) {
         bool ok = true;

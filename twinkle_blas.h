@@ -1667,7 +1667,7 @@ TWBDEF bool twb_quantize(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrd
             for (c = 0; c < some; c++)
                 for (l = 0; l < TWB_QUANT_BLOCK && (b + c) * TWB_QUANT_BLOCK + l < k; l++) lanes[16 * l + c] = x[r * ldx + (b + c) * TWB_QUANT_BLOCK + l];
             TWB_PICK(cpu->isa, twb_quantize_blocks)(type, lanes, made);
-            memcpy((unsigned char *)blocks + (r * count + b) * bytes, made, (size_t)(some * bytes));
+            for (c = 0; c < some; c++) memcpy((unsigned char *)blocks + (r * count + b + c) * bytes, made + c * bytes, (size_t)bytes);
             for (c = 0; c < some; c++) if ((made[c * bytes + 1] & 0x7Cu) == 0x7Cu) good = false;
         }
     return good;
@@ -4396,7 +4396,7 @@ TWB_FN void TWB_NAME(twb_quant_pack_worker)(void *arg, int worker) {
                 memset(made, 0, sizeof made);
                 for (c = 0; c < columns; c++) memcpy(made + c * bytes, job->blocks + ((task * TWB_PANEL + c) * blocks + b) * bytes, (size_t)bytes);
             } else {
-                float x[TWB_QUANT_BLOCK * TWB_PANEL] = {0}, row[TWB_QUANT_BLOCK];
+                float x[TWB_QUANT_BLOCK * (int)TWB_PANEL] = {0}, row[TWB_QUANT_BLOCK];
                 for (c = 0; c < columns && job->trans_b; c++) {
                     const ptrdiff_t at = (task * TWB_PANEL + c) * job->ldb + b * TWB_QUANT_BLOCK;
                     for (l = 0; l < depth; l += 16) twb_store(row + l, TWB_NAME(twb_get_type)(job->b, job->b_type, at + l, twb_min_size(depth - l, 16)));
