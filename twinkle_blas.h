@@ -1659,6 +1659,7 @@ TWBDEF bool twb_quantize(const twb_cpu *cpu, twb_type type, ptrdiff_t rows, ptrd
     const ptrdiff_t count = twb_quant_blocks(k), bytes = twb_quant_block_bytes(type);
     bool good = true;
     ptrdiff_t r, b, c, l;
+    (void)cpu;                                            /* read where there is more than one kernel set */
     for (r = 0; r < rows; r++)
         for (b = 0; b < count; b += 16) {                 /* sixteen blocks of a row at a time, one in each lane */
             float lanes[TWB_QUANT_BLOCK * 16] = {0};
