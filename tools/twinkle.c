@@ -334,11 +334,14 @@ static void print_help(const command *c) {
 
 static tw_model *open_model(const arguments *a, const char *folder, bool to_f32, bool no_tokenizer) {
     tw_load_desc how;
+    tw_model *model;
     memset(&how, 0, sizeof how);
     how.task = option_text(a, "--task", NULL);
     how.to_f32 = to_f32;
     how.no_tokenizer = no_tokenizer;
-    return tw_from_pretrained_with(a->tw, folder, &how);
+    model = tw_from_pretrained_with(a->tw, folder, &how);
+    if (!model && !tw_failed(a->tw)) fail(a->tw, TW_E_FILE, "open: the model cannot be opened (%s)", folder);
+    return model;
 }
 
 /* The first of some config.json keys that is there: models call the same thing by different names. */
@@ -1763,6 +1766,7 @@ static int run_eval(arguments *a) {
     worth w;
     if (!option_given(a, "--data")) return wrong("eval: wants --data F (see twinkle eval --help)");
     w = evaluate_folder(a, a->operand[0]);
+    if (!tw_failed(tw) && isnan(w.loss)) fail(tw, TW_E_MISSING, "eval: there is no loss: nothing in the data has a label (%s)", option_text(a, "--data", ""));
     if (!tw_failed(tw)) {
         tw_json *o = tw_json_object(tw);
         set_unless_nan(o, "loss", w.loss);
@@ -1810,6 +1814,7 @@ static int run_convert(arguments *a) {
     const char *from = a->operand[0], *to = a->operand[1];
     bool plain = !option_given(a, "--json");
     if (!option_given(a, "--dtype")) return wrong("convert: wants --dtype f32, f16, bf16, q8_0 or q4_0 (see twinkle convert --help)");
+    if (!strcmp(from, to)) return failure("convert: SRC and DST are one folder, and its weights would be lost (%s)", from);
     if (!tw_convert_pretrained(tw, from, to, dtype)) return status_of(tw);
     if (option_given(a, "--data")) {
         worth before = evaluate_folder(a, from), after;
