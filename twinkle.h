@@ -10080,7 +10080,7 @@ static void *twi_pickle_grow(twi_pickle *p, void *old, size_t used, size_t *room
 
 static twi_value twi_make_value(twi_value_kind kind, int64_t number) {
     twi_value v;
-    v.kind = kind;
+    v.kind = (int32_t)kind;
     v.length = 0;
     v.number = number;
     return v;
