@@ -80,6 +80,7 @@ bits() {  # bits NAME COMMAND TO COMPILE...: threads.c prints its results' bits;
     check "bits-$name" sh -c "$* -I.. -I. threads.c -o $bin/bits-$name -lm -pthread && ${RUN:-} $bin/bits-$name > $bin/bits-$name.txt && tail -n 1 $bin/bits-$name.txt"
 }
 bits gcc-O2 gcc -std=c11 -O2 -fopenmp
+bits gcc-O2-no-openmp gcc -std=c11 -O2
 bits gcc-O0 gcc -std=c11 -O0
 bits gcc-O3-native gcc -std=c11 -O3 -march=native -fopenmp
 bits gcc-Ofast gcc -std=c11 -Ofast
@@ -98,7 +99,7 @@ if ! lacks aarch64-linux-gnu-gcc aarch64 && ! lacks qemu-aarch64 aarch64-qemu; t
     done
 fi
 lacks qemu-x86_64 qemu-x86_64 || { wait; for cpu in Nehalem Haswell; do  # no AVX; AVX2 without AVX-512
-    check "bits-qemu-$cpu" sh -c "qemu-x86_64 -cpu $cpu $bin/bits-gcc-O2 > $bin/bits-qemu-$cpu.txt && tail -n 1 $bin/bits-qemu-$cpu.txt"
+    check "bits-qemu-$cpu" sh -c "qemu-x86_64 -cpu $cpu $bin/bits-gcc-O2-no-openmp > $bin/bits-qemu-$cpu.txt && tail -n 1 $bin/bits-qemu-$cpu.txt"
 done; }
 # The AVX-512 kernels on any x86-64: each instruction in plain C (SIMD Everywhere), in a copy that has no target for them
 # and takes them, with VNNI, for there.
