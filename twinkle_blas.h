@@ -210,6 +210,15 @@ TWBDEF void   twb_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scra
 TWBDEF size_t twb_packed_size(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k);     /* bytes */
 TWBDEF void   twb_pack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k,
                                const void *b, ptrdiff_t ldb, void *packed);
+/* Columns [first, first + count) of them only, of which b has just these, as numbers of b_type (f32 is rounded to nearest even);
+   first is a multiple of 16, and so is count, but for the last columns. */
+TWBDEF void   twb_pack_columns(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, ptrdiff_t first, ptrdiff_t count,
+                               twb_type b_type, const void *b, ptrdiff_t ldb, void *packed);
+/* Back again: b is [n,k] with trans_b, else [k,n]. */
+TWBDEF void   twb_unpack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, const void *packed, void *b, ptrdiff_t ldb);
+/* y[i] = column ids[i] as floats: a table of tokens [n,k] that is also the head's matrix. */
+TWBDEF void   twb_packed_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, ptrdiff_t rows, const int32_t *ids, const void *packed,
+                                   float *y, ptrdiff_t ldy);
 
 /* The plain loops that define twb_gemm(): the same bits, slowly, for every argument. */
 TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
@@ -906,8 +915,8 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (job->way == TWB_WAY_ROWS) job->worker_floats = TWB_SKINNY_SUMS + 32;
 }
 
-/* Packing weights: a task is 64 panels, over all of k. */
-typedef struct twb_pack_job { twb_type type; bool trans; ptrdiff_t n, k, ldb; const void *b; void *packed; twb_queue queue; } twb_pack_job;
+/* Packing weights, columns [first, end): a task is 64 panels, over all of k. */
+typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k, first, end, ldb; const void *b; void *packed; twb_queue queue; } twb_pack_job;
 
 /* ==== [twb:05] quantized weights ==============================================================
 
@@ -1606,20 +1615,52 @@ TWBDEF size_t twb_packed_size(const twb_cpu *cpu, twb_type type, ptrdiff_t n, pt
     return (size_t)twb_ceil_div(n, TWB_PANEL) * TWB_PANEL * (size_t)k * twb_type_bytes(type);
 }
 
-TWBDEF void twb_pack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, const void *b, ptrdiff_t ldb, void *packed) {
+TWBDEF void twb_pack_columns(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, ptrdiff_t first, ptrdiff_t count,
+                             twb_type b_type, const void *b, ptrdiff_t ldb, void *packed) {
     twb_pack_job job;
     memset(&job, 0, sizeof job);
-    job.type = type; job.trans = trans_b; job.n = n; job.k = k; job.ldb = ldb; job.b = b; job.packed = packed;
-    job.queue.count = twb_ceil_div(n, 64 * TWB_PANEL);
-    job.queue.workers = cpu->threads > 1 && n * k > 65536 ? (int)twb_min_size(cpu->threads, job.queue.count) : 1;
+    job.type = type; job.b_type = b_type; job.trans = trans_b; job.n = n; job.k = k; job.ldb = ldb; job.b = b; job.packed = packed;
+    job.first = first; job.end = twb_min_size(first + count, n);
+    job.queue.count = twb_ceil_div(job.end - first, 64 * TWB_PANEL);
+    job.queue.workers = cpu->threads > 1 && count * k > 65536 ? (int)twb_min_size(cpu->threads, job.queue.count) : 1;
     twb_parallel(cpu, job.queue.workers, TWB_PICK(cpu->isa, twb_pack_worker), &job);
+}
+TWBDEF void twb_pack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, const void *b, ptrdiff_t ldb, void *packed) {
+    twb_pack_columns(cpu, type, trans_b, n, k, 0, n, type, b, ldb, packed);
+}
+
+/* Where packed weights have number k of column j, counted in elements. */
+static ptrdiff_t twb_packed_number(ptrdiff_t n, ptrdiff_t size, ptrdiff_t j, ptrdiff_t k) {
+    const ptrdiff_t k0 = k / TWB_KC * TWB_KC;
+    return twb_packed_at(n, j / TWB_PANEL * TWB_PANEL, k0, twb_min_size(TWB_KC, size - k0)) + (k - k0) * TWB_PANEL + j % TWB_PANEL;
+}
+TWBDEF void twb_unpack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k, const void *packed, void *b, ptrdiff_t ldb) {
+    const size_t size = twb_type_bytes(type);
+    ptrdiff_t j, l, p;
+    (void)cpu;
+    for (j = 0; j < n; j += TWB_PANEL)                     /* one panel's numbers after the other, each to its row */
+        for (l = 0; l < k; l++) {
+            const char *from = (const char *)packed + (size_t)twb_packed_number(n, k, j, l) * size;
+            for (p = j; p < n && p < j + TWB_PANEL; p++)
+                memcpy((char *)b + (size_t)(trans_b ? p * ldb + l : l * ldb + p) * size, from + (size_t)(p - j) * size, size);
+        }
+}
+TWBDEF void twb_packed_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k, ptrdiff_t rows, const int32_t *ids, const void *packed,
+                                 float *y, ptrdiff_t ldy) {
+    ptrdiff_t i, l;
+    (void)cpu;
+    for (i = 0; i < rows; i++)
+        for (l = 0; l < k; l++) {
+            const ptrdiff_t at = twb_packed_number(n, k, ids[i], l);
+            y[i * ldy + l] = type == TWB_F32 ? ((const float *)packed)[at]
+                           : type == TWB_F16 ? twb_f16_to_f32(((const uint16_t *)packed)[at]) : twb_bf16_to_f32(((const uint16_t *)packed)[at]);
+        }
 }
 
 /* one element of B as the products see it */
 static float twb_ref_weight(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t k, ptrdiff_t j) {
-    ptrdiff_t at = g->trans_b ? j * g->ldb + k : k * g->ldb + j, k0 = k / TWB_KC * TWB_KC;
-    if (g->b_packed)
-        at = twb_packed_at(g->n, j / TWB_PANEL * TWB_PANEL, k0, twb_min_size(TWB_KC, g->k - k0)) + (k - k0) * TWB_PANEL + j % TWB_PANEL;
+    ptrdiff_t at = g->trans_b ? j * g->ldb + k : k * g->ldb + j;
+    if (g->b_packed) at = twb_packed_number(g->n, g->k, j, k);
     at += item * g->stride_b;
     if (g->b_type == TWB_F16) return twb_f16_to_f32(((const uint16_t *)g->b)[at]);
     if (g->b_type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)g->b)[at]);
@@ -3057,6 +3098,53 @@ TWB_VFN twb_v  twb_load_f16(const uint16_t *p) { return _mm512_maskz_cvtph_ps(TW
 TWB_VFN twb_v  twb_load_bf16(const uint16_t *p) { return _mm512_castsi512_ps(_mm512_maskz_sll_epi32(TWB_ALL, _mm512_maskz_cvtepu16_epi32(TWB_ALL, TWB_NAME(twb_words)(p)), _mm_cvtsi32_si128(16))); }
 #undef TWB_ALL
 #endif
+/* -- back to 16 bits, rounded to nearest even */
+#define twb_put_f16    TWB_NAME(twb_put_f16)
+#define twb_put_words  TWB_NAME(twb_put_words)
+#define twb_put_bf16   TWB_NAME(twb_put_bf16)
+
+/* the lower halves of sixteen integers */
+TWB_VFN void twb_put_words(uint16_t *p, twb_vi x) {
+#if TWB_PASS == TWB_PASS_AVX512
+    __m256i w = _mm512_maskz_cvtepi32_epi16(0xFFFFu, x);
+    memcpy(p, &w, sizeof w);
+#elif TWB_PASS == TWB_PASS_AVX2
+    const __m256i low = _mm256_set1_epi32(0xFFFF);
+    __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)),
+                                         0xD8);
+    memcpy(p, &w, sizeof w);
+#elif TWB_PASS == TWB_PASS_NEON
+    int j;
+    for (j = 0; j < 4; j++) vst1_u16(p + 4*j, vmovn_u32(x.q[j]));
+#else
+    int j;
+    for (j = 0; j < 16; j++) p[j] = (uint16_t)(x.u[j] & 0xFFFFu);
+#endif
+}
+TWB_VFN void twb_put_f16(uint16_t *p, twb_v x) {
+#if TWB_PASS == TWB_PASS_AVX512
+    __m256i w = _mm512_maskz_cvtps_ph(0xFFFFu, x, 0);
+    memcpy(p, &w, sizeof w);
+#elif TWB_PASS == TWB_PASS_AVX2
+    __m128i a = _mm256_cvtps_ph(x.a, 0), b = _mm256_cvtps_ph(x.b, 0);
+    memcpy(p, &a, sizeof a);
+    memcpy(p + 8, &b, sizeof b);
+#elif TWB_PASS == TWB_PASS_NEON
+    int j;
+    for (j = 0; j < 4; j++) vst1_u16(p + 4*j, vreinterpret_u16_f16(vcvt_f16_f32(x.q[j])));
+#else
+    int j;
+    for (j = 0; j < 16; j++) p[j] = twb_f32_to_f16(x.f[j]);
+#endif
+}
+TWB_VFN void twb_put_bf16(uint16_t *p, twb_v x) {
+    twb_vi u = twb_bits(x), odd = twb_iand(twb_ishr(u, 16), twb_iset1(1u));
+    twb_vi rounded = twb_ishr(twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), odd), 16),
+            quiet = twb_ior(twb_ishr(u, 16), twb_iset1(0x40u));
+    /* NaN is not above -1 */
+    twb_put_words(p, twb_bits(twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(rounded), twb_unbits(quiet))));
+}
+
 /* ---- [twb:03] elementary functions over sixteen lanes -------------------------------------- */
 #define twb_get        TWB_NAME(twb_get)
 #define twb_put        TWB_NAME(twb_put)
@@ -4008,21 +4096,24 @@ TWB_FN void TWB_NAME(twb_gemm_worker)(void *arg, int worker) {
 
 TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
     twb_pack_job *job = (twb_pack_job *)arg;
-    ptrdiff_t task = -1, j, k0, k, l;
+    ptrdiff_t task = -1, j, k0, k;
     while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
-        const ptrdiff_t j0 = task * 64 * 16, j1 = twb_min_size(j0 + 64 * 16, job->n);
+        const ptrdiff_t j0 = job->first + task * 64 * 16, j1 = twb_min_size(j0 + 64 * 16, job->end);
         for (k0 = 0; k0 < job->k; k0 += TWB_KC) {
             const ptrdiff_t kc = twb_min_size(TWB_KC, job->k - k0), at = twb_packed_at(job->n, j0, k0, kc);
             if (job->type == TWB_F32) {
-                TWB_NAME(twb_pack_panels)(TWB_F32, job->trans, job->b, job->ldb, k0, kc, j0, j1 - j0, (float *)job->packed + at, kc * 16);
+                TWB_NAME(twb_pack_panels)(job->b_type, job->trans, job->b, job->ldb, k0, kc, j0 - job->first, j1 - j0, (float *)job->packed + at, kc * 16);
                 continue;
             }
-            for (j = j0; j < j1; j += 16)              /* 16-bit words move as they are */
-                for (k = 0; k < kc; k++) {
-                    uint16_t *to = (uint16_t *)job->packed + at + (j - j0) * kc + k * 16;
-                    const uint16_t *from = (const uint16_t *)job->b + (job->trans ? j * job->ldb + k0 + k : (k0 + k) * job->ldb + j);
-                    for (l = 0; l < 16; l++) to[l] = j + l < j1 ? from[l * (job->trans ? job->ldb : 1)] : (uint16_t)0;
+            for (j = j0; j < j1; j += 16) {            /* 16 bits: a panel as floats, then narrow */
+                float panel[TWB_KC * 16];
+                uint16_t *to = (uint16_t *)job->packed + at + (j - j0) * kc;
+                TWB_NAME(twb_pack_panels)(job->b_type, job->trans, job->b, job->ldb, k0, kc, j - job->first, twb_min_size(j1 - j, 16), panel, kc * 16);
+                for (k = 0; k < kc * 16; k += 16) {
+                    if (job->type == TWB_F16) twb_put_f16(to + k, twb_load(panel + k));
+                    else twb_put_bf16(to + k, twb_load(panel + k));
                 }
+            }
         }
     }
 }
@@ -4478,9 +4569,6 @@ TWB_FN void TWB_NAME(twb_loss_worker)(void *arg, int worker) {
 /* ---- a few more operations on sixteen lanes ---------------------------------------------------- */
 #define twb_first      TWB_NAME(twb_first)
 #define twb_infinity   TWB_NAME(twb_infinity)
-#define twb_put_f16    TWB_NAME(twb_put_f16)
-#define twb_put_words  TWB_NAME(twb_put_words)
-#define twb_put_bf16   TWB_NAME(twb_put_bf16)
 #define twb_vmix       TWB_NAME(twb_vmix)
 #define twb_vunit      TWB_NAME(twb_vunit)
 #define twb_vkeep      TWB_NAME(twb_vkeep)
@@ -4490,48 +4578,6 @@ TWB_VFN twb_v twb_first(ptrdiff_t n, twb_v a, twb_v b) {
     return n >= 16 ? a : twb_sel_lt(twb_tofloat(twb_iramp()), twb_set1((float)n), a, b);
 }
 TWB_VFN twb_v twb_infinity(void) { return twb_unbits(twb_iset1(0x7F800000u)); }
-
-/* the lower halves of sixteen integers */
-TWB_VFN void twb_put_words(uint16_t *p, twb_vi x) {
-#if TWB_PASS == TWB_PASS_AVX512
-    __m256i w = _mm512_maskz_cvtepi32_epi16(0xFFFFu, x);
-    memcpy(p, &w, sizeof w);
-#elif TWB_PASS == TWB_PASS_AVX2
-    const __m256i low = _mm256_set1_epi32(0xFFFF);
-    __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)),
-                                         0xD8);
-    memcpy(p, &w, sizeof w);
-#elif TWB_PASS == TWB_PASS_NEON
-    int j;
-    for (j = 0; j < 4; j++) vst1_u16(p + 4*j, vmovn_u32(x.q[j]));
-#else
-    int j;
-    for (j = 0; j < 16; j++) p[j] = (uint16_t)(x.u[j] & 0xFFFFu);
-#endif
-}
-TWB_VFN void twb_put_f16(uint16_t *p, twb_v x) {
-#if TWB_PASS == TWB_PASS_AVX512
-    __m256i w = _mm512_maskz_cvtps_ph(0xFFFFu, x, 0);
-    memcpy(p, &w, sizeof w);
-#elif TWB_PASS == TWB_PASS_AVX2
-    __m128i a = _mm256_cvtps_ph(x.a, 0), b = _mm256_cvtps_ph(x.b, 0);
-    memcpy(p, &a, sizeof a);
-    memcpy(p + 8, &b, sizeof b);
-#elif TWB_PASS == TWB_PASS_NEON
-    int j;
-    for (j = 0; j < 4; j++) vst1_u16(p + 4*j, vreinterpret_u16_f16(vcvt_f16_f32(x.q[j])));
-#else
-    int j;
-    for (j = 0; j < 16; j++) p[j] = twb_f32_to_f16(x.f[j]);
-#endif
-}
-TWB_VFN void twb_put_bf16(uint16_t *p, twb_v x) {
-    twb_vi u = twb_bits(x), odd = twb_iand(twb_ishr(u, 16), twb_iset1(1u));
-    twb_vi rounded = twb_ishr(twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), odd), 16),
-            quiet = twb_ior(twb_ishr(u, 16), twb_iset1(0x40u));
-    /* NaN is not above -1 */
-    twb_put_words(p, twb_bits(twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(rounded), twb_unbits(quiet))));
-}
 
 /* twb_mix of the counters low, low + 1, ... */
 TWB_VFN twb_vi twb_vmix(twb_stream s, uint32_t low) {

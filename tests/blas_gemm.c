@@ -319,8 +319,58 @@ static void check_cross_entropy(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t vocab
     free(hidden); free(weight); free(labels); free(row); free(start);
 }
 
+/* Packed in pieces, from other types, unpacked and looked up: always the numbers that plain loops would move. */
+static void check_packing(twb_type type, twb_type from, bool trans, int n, int k, int piece) {
+    const size_t size = type == TWB_F32 ? 4u : 2u;
+    const ptrdiff_t ldb = (trans ? k : n) + 3;
+    const size_t count = (size_t)((trans ? n : k) * ldb);
+    twb_cpu cpu = twb_cpu_default();
+    size_t bytes = twb_packed_size(&cpu, type, n, k), want_bytes = count * size;
+    void *b = random_weights(from, count), *want = check_malloc(want_bytes + 1), *whole = check_malloc(bytes + 1), *pieces = check_malloc(bytes + 1), *back = check_malloc(want_bytes + 1);
+    float *row = (float *)check_malloc((size_t)k * sizeof *row);
+    int isa, j, i;
+    int32_t id;
+    twb_convert(&cpu, (ptrdiff_t)count, b, from, want, type);
+    for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
+        cpu.isa = (twb_isa)isa;
+        if (!twb_isa_available(cpu.isa)) continue;
+        memset(whole, 0x55, bytes);
+        memset(pieces, 0xAA, bytes);
+        memcpy(back, want, want_bytes);                     /* what lies between the rows stays */
+        twb_pack_weights(&cpu, type, trans, n, k, want, ldb, whole);
+        for (j = 0; j < n; j += piece)
+            twb_pack_columns(&cpu, type, trans, n, k, j, n - j < piece ? n - j : piece, from, (char *)b + (size_t)(trans ? j * ldb : j) * (from == TWB_F32 ? 4u : 2u), ldb, pieces);
+        CHECK(memcmp(whole, pieces, bytes) == 0, "%s: packing %dx%d of type %d from %d in pieces of %d", twb_isa_name(cpu.isa), n, k, (int)type, (int)from, piece);
+        for (i = 0; i < n; i++) for (j = 0; j < k; j++) memset((char *)back + (size_t)(trans ? i * ldb + j : j * ldb + i) * size, 0, size);
+        twb_unpack_weights(&cpu, type, trans, n, k, whole, back, ldb);
+        CHECK(memcmp(back, want, want_bytes) == 0, "%s: unpacking %dx%d of type %d", twb_isa_name(cpu.isa), n, k, (int)type);
+        for (id = 0; id < n; id += 5) {
+            twb_packed_embedding(&cpu, type, n, k, 1, &id, whole, row, k);
+            for (j = 0; j < k; j++) {
+                float x = weight_at(type, want, (size_t)(trans ? id * ldb + j : j * ldb + id));
+                if (memcmp(&x, &row[j], sizeof x) != 0) break;
+            }
+            CHECK(j == k, "row %d of a packed table %dx%d of type %d is wrong at %d", (int)id, n, k, (int)type, j);
+        }
+    }
+    free(b); free(want); free(whole); free(pieces); free(back); free(row);
+}
+static void check_packings(void) {
+    static const struct { twb_type type, from; } pairs[] = { { TWB_F32, TWB_F32 }, { TWB_F16, TWB_F16 }, { TWB_BF16, TWB_BF16 }, { TWB_F16, TWB_F32 }, { TWB_BF16, TWB_F32 }, { TWB_F32, TWB_BF16 } };
+    size_t i;
+    int trans;
+    for (i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        for (trans = 0; trans < 2; trans++) {
+            check_packing(pairs[i].type, pairs[i].from, trans != 0, 1, 1, 16);
+            check_packing(pairs[i].type, pairs[i].from, trans != 0, 37, 300, 16);
+            check_packing(pairs[i].type, pairs[i].from, trans != 0, 64, 256, 48);
+            check_packing(pairs[i].type, pairs[i].from, trans != 0, 2100, 70, 1040);
+        }
+}
+
 int main(void) {
     check_products();
+    check_packings();
     check_rows_and_threads();
     check_cross_entropy(5, 12, 40, TWB_F32, 0, 0, true, false);
     check_cross_entropy(5, 12, 40, TWB_F32, 0.1f, 3, true, false);

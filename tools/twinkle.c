@@ -332,10 +332,11 @@ static void print_help(const command *c) {
 
 /* ---- models ----------------------------------------------------------------------------------------- */
 
-static tw_model *open_model(const arguments *a, const char *folder, bool to_f32, bool no_tokenizer) {
+static tw_model *open_model_as(const arguments *a, const char *folder, tw_dtype dtype, bool to_f32, bool no_tokenizer) {
     tw_load_desc how;
     tw_model *model;
     memset(&how, 0, sizeof how);
+    how.dtype = dtype;
     how.task = option_text(a, "--task", NULL);
     how.to_f32 = to_f32;
     how.no_tokenizer = no_tokenizer;
@@ -343,6 +344,7 @@ static tw_model *open_model(const arguments *a, const char *folder, bool to_f32,
     if (!model && !tw_failed(a->tw)) fail(a->tw, TW_E_FILE, "open: the model cannot be opened (%s)", folder);
     return model;
 }
+static tw_model *open_model(const arguments *a, const char *folder, bool to_f32, bool no_tokenizer) { return open_model_as(a, folder, TW_F32, to_f32, no_tokenizer); }
 
 /* The first of some config.json keys that is there: models call the same thing by different names. */
 static int64_t config_number(const tw_model *model, const char *const *keys) {
@@ -789,8 +791,7 @@ static int run_generate(arguments *a) {
     if (option_given(a, "--prompt") == option_given(a, "--ids")) return wrong("generate: wants either --prompt S or --ids 1,2,3 (see twinkle generate --help)");
     if (option_given(a, "--sample") && option_given(a, "--greedy")) return wrong("generate: --greedy and --sample exclude each other (command line)");
     dtype = option_dtype(a, TW_F32);
-    model = open_model(a, a->operand[0], false, false);
-    if (model && option_given(a, "--dtype")) tw_to(model, dtype);
+    model = open_model_as(a, a->operand[0], dtype, option_given(a, "--dtype") && dtype == TW_F32, false);
     if (option_given(a, "--eos-token-id")) {
         ends = option_ids(a, "--eos-token-id", &end_count);
         how.eos_token_ids = ends;
@@ -2061,14 +2062,17 @@ static const struct preset { const char *name, *config, *train_task; } presets[]
                    "\"embedding_dropout_prob\":0,\"attention_dropout_prob\":0,\"output_dropout_prob\":0}", NULL }
 };
 
-static tw_model *bench_model(arguments *a) {
+static tw_model *bench_model(arguments *a, tw_dtype dtype, bool to_f32) {
     size_t i;
     if (a->operands < 2) { fail(a->tw, TW_E_ARGUMENT, "bench %s: wants a MODEL: a folder, or gpt2, bert-base, t5-base, glm-large for that size with random weights (command line)", a->operand[0]); return NULL; }
     for (i = 0; i < COUNT(presets); i++) {
+        tw_model *model;
         if (strcmp(presets[i].name, a->operand[1]) != 0) continue;
-        return tw_from_config_with(a->tw, presets[i].config, !strcmp(a->operand[0], "train") ? presets[i].train_task : NULL);
+        model = tw_from_config_with(a->tw, presets[i].config, !strcmp(a->operand[0], "train") ? presets[i].train_task : NULL);
+        if (model && dtype != TW_F32) tw_to(model, dtype);
+        return model;
     }
-    return open_model(a, a->operand[1], false, true);
+    return open_model_as(a, a->operand[1], dtype, to_f32, true);
 }
 
 typedef struct model_bench {
@@ -2169,8 +2173,7 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     timing t = { 0, 0 };
     memset(&b, 0, sizeof b);
     b.a = a;
-    b.model = bench_model(a);
-    if (b.model && !training && (option_given(a, "--dtype"))) tw_to(b.model, dtype);
+    b.model = bench_model(a, training || !option_given(a, "--dtype") ? TW_F32 : dtype, !training && option_given(a, "--dtype") && dtype == TW_F32);
     for (i = 0; b.model && !option_given(a, "--dtype") && i < tw_parameter_count(b.model); i++)     /* as it is in the file */
         if (tw_rank(tw_parameter_at(b.model, i)) >= 2) { dtype = tw_dtype_of(tw_parameter_at(b.model, i)); break; }
     load_seconds = seconds_now(tw) - began;

@@ -1,0 +1,193 @@
+/* Weights packed for prediction: the same bits as before, whatever the model and its type, on every way back: read, saved,
+   looked up, converted, trained.  A model that opens as another type is what tw_to would have made of it. */
+#define TWINKLE_IMPLEMENTATION
+#include "twinkle.h"
+#include "golden.h"
+#include <string.h>
+
+static const char *const configs[] = {
+    "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":2,\"n_embd\":72,\"n_head\":4,\"n_positions\":64,\"vocab_size\":131,\"initializer_range\":0.1}",
+    "{\"model_type\":\"bert\",\"architectures\":[\"BertForMaskedLM\"],\"num_hidden_layers\":2,\"hidden_size\":64,\"num_attention_heads\":4,\"intermediate_size\":100,"
+        "\"max_position_embeddings\":64,\"vocab_size\":131,\"initializer_range\":0.1}",
+    "{\"model_type\":\"t5\",\"architectures\":[\"T5ForConditionalGeneration\"],\"num_layers\":2,\"num_decoder_layers\":2,\"d_model\":64,\"d_kv\":16,\"num_heads\":4,\"d_ff\":300,"
+        "\"vocab_size\":131,\"decoder_start_token_id\":0,\"pad_token_id\":0,\"initializer_factor\":1.0}"
+};
+enum { VOCAB = 131, TOKENS = 40, PASSES = 30 };
+
+static tw_tensor *run(tw_context *tw, tw_model *model, const char *output, bool labels) {
+    int32_t ids[TOKENS];
+    tw_batch batch;
+    static tw_outputs out;
+    int i;
+    for (i = 0; i < TOKENS; i++) ids[i] = (i * 37 + 5) % VOCAB;
+    memset(&batch, 0, sizeof batch);
+    memset(&out, 0, sizeof out);
+    tw_batch_set(&batch, "input_ids", tw_ids(tw, tw_shape2(2, TOKENS / 2), ids));
+    tw_batch_set(&batch, "decoder_input_ids", tw_ids(tw, tw_shape2(2, TOKENS / 2), ids));
+    if (labels) tw_batch_set(&batch, "labels", tw_ids(tw, tw_shape2(2, TOKENS / 2), ids));
+    CHECK(tw_model_forward(model, &batch, NULL, &out), "forward: %s", tw_error(tw));
+    return tw_batch_get(&out, output);
+}
+static void logits_of(tw_context *tw, tw_model *model, float *out) {
+    bool was = tw_no_grad(tw, true);
+    CHECK(tw_read(run(tw, model, "logits", false), out, TOKENS * VOCAB) == TOKENS * VOCAB, "logits have another size");
+    tw_no_grad(tw, was);
+    tw_end_step(tw);
+}
+static int packed_count(const tw_model *m) {
+    int64_t i;
+    int count = 0;
+    for (i = 0; i < tw_parameter_count(m); i++) count += tw_parameter_at(m, i)->panels != NULL;
+    return count;
+}
+
+/* All numbers of two models, as floats. */
+static void check_same_numbers(const tw_model *a, const tw_model *b, const char *what) {
+    int64_t i, count;
+    for (i = 0; i < tw_parameter_count(a); i++) {
+        const tw_tensor *p = tw_parameter_at(a, i), *q = tw_parameter_at(b, i);
+        float *x, *y;
+        count = tw_count(p);
+        x = (float *)check_malloc((size_t)count * 4 + 4);
+        y = (float *)check_malloc((size_t)count * 4 + 4);
+        CHECK(tw_read(p, x, count) == count && tw_read(q, y, count) == count && memcmp(x, y, (size_t)count * 4) == 0, "%s: %s differs", what, tw_name_of(p));
+        free(x); free(y);
+    }
+}
+
+static void check_file(const char *config, tw_dtype dtype, const char *folder, const char *second) {
+    tw_context *tw = tw_create(NULL), *fresh = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, config), *plain;
+    static float want[TOKENS * VOCAB], got[TOKENS * VOCAB];
+    const char *name;
+    tw_load_desc how;
+    tw_tensor *loss;
+    int i, packed;
+    int64_t p;
+    if (!model) { CHECK(false, "%s", tw_error(tw)); return; }
+    CHECK(tw_save_pretrained_as(model, folder, dtype), "%s", tw_error(tw));
+    tw_model_free(model);
+    model = tw_from_pretrained(tw, folder);
+    plain = tw_from_pretrained(fresh, folder);
+    CHECK(model && plain, "%s%s", tw_error(tw), tw_error(fresh));
+    if (!model || !plain) return;
+    name = tw_class_of(model);
+    logits_of(tw, model, want);
+    CHECK(packed_count(model) == 0, "%s %s: packed after one pass", name, tw_dtype_name(dtype));
+    for (i = 1; i < PASSES; i++) {
+        tw_set_threads(tw, 1 + i % 3);
+        logits_of(tw, model, got);
+        CHECK(memcmp(want, got, sizeof want) == 0, "%s %s: pass %d gives other bits", name, tw_dtype_name(dtype), i);
+    }
+    packed = packed_count(model);
+#if TWI_MMAP
+    CHECK(packed > 5, "%s %s: %d matrices were packed", name, tw_dtype_name(dtype), packed);
+#endif
+    check_same_numbers(model, plain, name);
+    CHECK(tw_save_pretrained(model, second), "%s: %s", name, tw_error(tw));
+
+    /* training takes the panels away, and gets the gradients of a model that never had any */
+    CHECK(tw_to(model, TW_F32) && tw_to(plain, TW_F32), "%s%s", tw_error(tw), tw_error(fresh));
+    loss = run(tw, model, "loss", true);
+    CHECK(tw_backward(loss), "%s: %s", name, tw_error(tw));
+    CHECK(tw_backward(run(fresh, plain, "loss", true)), "%s: %s", name, tw_error(fresh));
+    CHECK(packed_count(model) == 0, "%s: panels are left while training", name);
+    for (p = 0; p < tw_parameter_count(model); p++) {
+        tw_tensor *g = tw_grad(tw_parameter_at(model, p)), *h = tw_grad(tw_parameter_at(plain, p));
+        CHECK(!g == !h, "%s: one of the gradients of %s is missing", name, tw_name_of(tw_parameter_at(model, p)));
+        if (g && h) CHECK(memcmp(tw_data(g), tw_data(h), (size_t)tw_count(g) * 4) == 0, "%s: another gradient of %s", name, tw_name_of(tw_parameter_at(model, p)));
+    }
+    tw_end_step(tw);
+    tw_end_step(fresh);
+
+    /* numbers that somebody changes count at once, and are never read from the file again */
+    tw_model_free(model);
+    model = tw_from_pretrained(tw, second);
+    CHECK(model != NULL, "%s", tw_error(tw));
+    if (!model) return;
+    for (i = 0; i < PASSES; i++) logits_of(tw, model, got);
+    CHECK(memcmp(want, got, sizeof want) == 0 && packed_count(model) == packed, "%s: saved from panels it is another model", name);
+    for (p = 0; p < tw_parameter_count(model); p++) tw_fill(tw_parameter_at(model, p), 0.01f);
+    for (i = 0; i < PASSES; i++) {
+        logits_of(tw, model, got);
+        CHECK(memcmp(want, got, sizeof want) != 0, "%s: changed numbers do not count in pass %d", name, i);
+        if (i == 0) memcpy(want, got, sizeof want);
+        want[0] += 1;                                      /* so that the next pass is compared with something else */
+    }
+    tw_model_free(model);
+
+    /* opened as another type */
+    for (i = TW_F16; i < TW_DTYPE_COUNT; i++) {
+        if (i > TW_BF16 && i < TW_Q8_0) continue;
+        memset(&how, 0, sizeof how);
+        how.dtype = (tw_dtype)i;
+        tw_model_free(plain);
+        plain = tw_from_pretrained(fresh, folder);
+        model = tw_from_pretrained_with(tw, folder, &how);
+        CHECK(model && plain && tw_to(plain, how.dtype), "%s%s", tw_error(tw), tw_error(fresh));
+        if (!model || !plain) return;
+        logits_of(tw, model, got);
+        logits_of(fresh, plain, want);
+        CHECK(memcmp(want, got, sizeof want) == 0, "%s: opened as %s it differs from tw_to", name, tw_dtype_name(how.dtype));
+        check_same_numbers(model, plain, name);
+        tw_model_free(model);
+    }
+    tw_destroy(fresh);
+    tw_destroy(tw);
+}
+
+/* Writing: the same tokens with and without panels; an error in a number is found while the type changes, too. */
+static void check_writing(const char *folder) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_pretrained(tw, folder);
+    int32_t prompt[3] = { 5, 42, 79 }, one[40], all[40];
+    tw_generate_desc how;
+    int64_t i, n;
+    memset(&how, 0, sizeof how);
+    how.eos_count = -1;
+    if (!model) { CHECK(false, "%s", tw_error(tw)); return; }
+    how.max_new_tokens = 10;
+    n = tw_generate_ids(model, prompt, 3, &how, one, 40, NULL);
+    CHECK(n == 10 && packed_count(model) == 0, "%lld tokens, %d packed: %s", (long long)n, packed_count(model), tw_error(tw));
+    how.max_new_tokens = 40;
+    n = tw_generate_ids(model, prompt, 3, &how, all, 40, NULL);
+#if TWI_MMAP
+    CHECK(packed_count(model) > 5, "%d packed", packed_count(model));
+#endif
+    CHECK(n == 40, "%lld tokens: %s", (long long)n, tw_error(tw));
+    for (i = 0; i < 10; i++) CHECK(one[i] == all[i], "token %lld is %d, not %d", (long long)i, (int)all[i], (int)one[i]);
+    tw_destroy(tw);
+}
+static void check_bad_numbers(const char *folder) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, configs[0]);
+    tw_tensor *table = model ? tw_parameter_at(model, 0) : NULL;
+    tw_load_desc how;
+    int i;
+    if (!table) { CHECK(false, "%s", tw_error(tw)); return; }
+    tw_data(table)[tw_count(table) - 1] = twb_bits_float(0x7FC00000u);
+    CHECK(tw_save_pretrained(model, folder), "%s", tw_error(tw));
+    for (i = TW_F32; i < TW_DTYPE_COUNT; i++) {
+        if (i > TW_BF16 && i < TW_Q8_0) continue;
+        memset(&how, 0, sizeof how);
+        how.dtype = (tw_dtype)i;
+        CHECK(tw_from_pretrained_with(tw, folder, &how) == NULL && strstr(tw_error(tw), tw_name_of(table)) != NULL, "%s: NaN was not found: %s", tw_dtype_name(how.dtype), tw_error(tw));
+        tw_clear_error(tw);
+    }
+    how.dtype = TW_I32;
+    CHECK(tw_from_pretrained_with(tw, folder, &how) == NULL && tw_error_code(tw) == TW_E_UNSUPPORTED, "I32: %s", tw_error(tw));
+    tw_destroy(tw);
+}
+
+int main(void) {
+    static const tw_dtype types[3] = { TW_F32, TW_F16, TW_BF16 };
+    size_t c;
+    int t;
+    for (c = 0; c < sizeof configs / sizeof *configs; c++)
+        for (t = 0; t < 3; t++) check_file(configs[c], types[t], "out.tmp/packed", "out.tmp/packed_again");
+    check_writing("out.tmp/packed_again");
+    check_file(configs[0], TW_F32, "out.tmp/packed", "out.tmp/packed_again");
+    check_writing("out.tmp/packed_again");
+    check_bad_numbers("out.tmp/packed");
+    return check_done();
+}
