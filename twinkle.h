@@ -522,9 +522,15 @@ TWDEF tw_tensor *tw_grad(tw_tensor *t);                      /* its gradient as 
 TWDEF void       tw_require_grad(tw_tensor *t, bool wanted); /* a parameter: freeze it; a tensor of the step: keep its gradient */
 TWDEF void       tw_zero_grad_of(tw_tensor *parameter);
 TWDEF bool       tw_no_grad(tw_context *tw, bool on);        /* operations note nothing while it is on; returns what it was */
-/* Mixed precision as far as a processor without bf16 multiplication has use for it: while it is on, products with the f32
-   weight of a linear layer, or of a head, forward and backward, see that weight rounded to bf16.  Sums, activations, the
-   gradients and what the optimizer changes stay f32 (Micikevicius et al. 2018: master weights).  Returns what it was. */
+/* Mixed precision, as PyTorch's autocast(bfloat16) has it for linear layers: while it is on, the three products of a linear layer,
+   or of a head (its output, the gradient of its input, that of its weight), see both operands rounded to bf16, the upper
+   half of an f32.  A processor with bf16 multiplication (AVX512_BF16) has twice f32's multiply-adds in an instruction; any
+   other gets the same numbers to multiply as f32.  Everything else stays f32, where it must be or costs nothing:
+   - the weights (Micikevicius et al. 2018: master weights).  A step of training changes a weight by a thousandth of itself or
+     less, and bf16's neighbours are 1/128 apart: rounded after each step, most weights would never move.
+   - sums, and the layers' outputs and gradients, which autocast rounds to bf16 too: ours lose less.
+   - all other operations, attention among them, which autocast does in bf16.
+   Quantized weights are not concerned.  Returns what it was. */
 TWDEF bool       tw_bf16(tw_context *tw, bool on);
 TWDEF bool       tw_training(tw_context *tw, bool on);       /* dropout happens only while it is on; returns what it was */
 
@@ -1435,7 +1441,7 @@ struct tw_context {
     const struct twi_blobs *blobs;     /* files in memory that stand for a folder: tw_from_memory; else NULL */
     bool         no_grad;              /* operations note nothing on the tape */
     bool         training;             /* dropout is on */
-    bool         bf16;                 /* products see f32 weights rounded to bf16 */
+    bool         bf16;                 /* products of linear layers and heads see both operands rounded to bf16 */
     bool         planning;             /* sizes are counted, nothing is computed */
     bool         recycling;            /* what operations make now is dead once the backward pass has used it */
     twi_seed     loss_seed;            /* what gradient the loss is going to get, if that is known (chapter gradients) */
@@ -5247,19 +5253,7 @@ static void twi_matmul_backward(twi_node *node, float *dy) {
 
 /* A linear layer: y = act(x W^T + bias) + residual, one pass over memory.  Before the activation the value
    is kept only where a gradient will ask for it; the backward pass turns it into its own gradient in place. */
-typedef struct twi_linear_saved { bool in_out; tw_activation activation; float *before; uint16_t *rounded; } twi_linear_saved;
-
-/* In mixed precision: the weight rounded to bf16, in step memory.  NULL: it is used as it is, or an error. */
-static uint16_t *twi_rounded_weight(tw_context *tw, const tw_tensor *weight) {
-    uint16_t *rounded;
-    if (!tw->bf16 || weight->dtype != TW_F32) return NULL;
-    rounded = (uint16_t *)twi_step_alloc(tw, (size_t)tw_count(weight), sizeof *rounded);
-    if (rounded && twi_computes(tw)) twb_convert(&tw->cpu, (ptrdiff_t)tw_count(weight), weight->data, TWB_F32, rounded, TWB_BF16);
-    return rounded;
-}
-static void twi_free_rounded(tw_context *tw, const tw_tensor *weight, uint16_t *rounded) {
-    if (rounded) twi_step_free(tw, rounded, (size_t)tw_count(weight), sizeof *rounded);
-}
+typedef struct twi_linear_saved { bool in_out, bf16; tw_activation activation; float *before; } twi_linear_saved;
 
 /* x as rows x columns with one distance between rows; NULL after an error */
 static tw_tensor *twi_as_rows(tw_tensor *x, ptrdiff_t *ld) {
@@ -5317,12 +5311,11 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     g.a = twi_f32(x);
     g.b = weight->data; g.b_type = twi_twb_type(weight->dtype); g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
     g.b_packed = twi_is_quantized(weight->dtype);
-    saved.rounded = twi_rounded_weight(x->tw, weight);
-    if (saved.rounded) { g.b = saved.rounded; g.b_type = TWB_BF16; }
-    else if (!twi_is_quantized(weight->dtype)) {
+    if (!twi_is_quantized(weight->dtype)) {
         if (weight->pack_wanted && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
         if (weight->panels) { g.b = weight->panels; g.b_packed = true; }
     }
+    g.bf16_products = saved.bf16 = x->tw->bf16;
     g.c = twi_f32(y); g.ldc = g.n;
     e.bias = bias ? twi_f32(bias) : NULL;
     e.activation = (twb_activation)activation;
@@ -5331,7 +5324,6 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     e.ld_residual = g.n;
     g.epilogue = &e;
     twi_gemm(x->tw, &g);
-    if (!twi_wants_grad(x->tw, inputs, 4)) twi_free_rounded(x->tw, weight, saved.rounded);
     return twi_note(TWI_OP_LINEAR, y, inputs, 4, &saved, sizeof saved);
 }
 
@@ -5363,12 +5355,11 @@ static void twi_linear_backward(twi_node *node, float *dy) {
         p.alpha = 1; p.beta = slot.accumulate ? 1.0f : 0.0f;
         p.a = g; p.lda = p.k;
         p.b = twi_plain(weight); p.b_type = (twb_type)weight->dtype; p.trans_b = saved->in_out; p.ldb = (ptrdiff_t)(saved->in_out ? out : in);
-        if (saved->rounded) { p.b = saved->rounded; p.b_type = TWB_BF16; }
         p.c = slot.data; p.ldc = p.n;
+        p.bf16_products = saved->bf16;
         twi_gemm(tw, &p);
         twi_close_slot(&slot);
     }
-    if (y->recycle) twi_free_rounded(tw, weight, saved->rounded);
     slot = twi_open_slot(weight);
     if (slot.data) {                                        /* dW = G^T X, or X^T G where the weight is [in, out] */
         twb_gemm_args p;
@@ -5381,6 +5372,7 @@ static void twi_linear_backward(twi_node *node, float *dy) {
         p.a = saved->in_out ? twi_f32(x) : g; p.lda = saved->in_out ? ld_x : (ptrdiff_t)out;
         p.b = saved->in_out ? g : twi_f32(x); p.ldb = saved->in_out ? (ptrdiff_t)out : ld_x;
         p.c = slot.data; p.ldc = p.n;
+        p.bf16_products = saved->bf16;
         twi_gemm(tw, &p);
         twi_close_slot(&slot);
     }
@@ -5924,6 +5916,7 @@ typedef struct twi_ce_saved {
     float    smoothing, seed;
     int64_t  counted;
     float   *d_hidden;                                      /* the fused head: computed in the forward pass, if the seed was known */
+    bool     bf16;                                          /* the fused head: its products are of bf16 numbers */
 } twi_ce_saved;
 
 static bool twi_labels_fit(const tw_tensor *labels, tw_context *tw, int64_t rows, int64_t classes, float smoothing, twi_ce_saved *saved) {
@@ -5996,13 +5989,11 @@ static void twi_cross_entropy_backward(twi_node *node, float *dy) {
 static bool twi_head_loss(tw_context *tw, tw_tensor *hidden, tw_tensor *weight, const twi_ce_saved *saved, float *losses, float *d_hidden, float *d_weight, float seed) {
     twb_linear_cross_entropy_args a;
     void *scratch;
-    uint16_t *rounded;
     memset(&a, 0, sizeof a);
     a.rows = (ptrdiff_t)twi_rows(hidden); a.hidden_size = (ptrdiff_t)twi_columns(hidden); a.vocab = (ptrdiff_t)weight->shape[0];
     a.hidden = twi_f32(hidden); a.ld_hidden = a.hidden_size;
     a.weight = twi_plain(weight); a.weight_type = twi_twb_type(weight->dtype); a.ld_weight = a.hidden_size;
-    rounded = twi_rounded_weight(tw, weight);
-    if (rounded) { a.weight = rounded; a.weight_type = TWB_BF16; }
+    a.bf16_products = saved->bf16;
     a.labels = (const int32_t *)saved->labels->data; a.ignore_index = TWI_IGNORED; a.label_smoothing = saved->smoothing;
     a.losses = losses;
     a.d_hidden = d_hidden; a.ld_d_hidden = a.hidden_size;
@@ -6010,7 +6001,6 @@ static bool twi_head_loss(tw_context *tw, tw_tensor *hidden, tw_tensor *weight, 
     a.scale = saved->counted ? seed / (float)saved->counted : 0.0f;
     scratch = twi_scratch(tw, twb_linear_cross_entropy_scratch(&tw->cpu, &a));
     if (scratch && twi_computes(tw)) twb_linear_cross_entropy(&tw->cpu, &a, scratch);
-    twi_free_rounded(tw, weight, rounded);
     return scratch != NULL;
 }
 TWDEF tw_tensor *tw_linear_cross_entropy(tw_tensor *hidden, tw_tensor *weight, const tw_tensor *labels, float label_smoothing) {
@@ -6028,6 +6018,7 @@ TWDEF tw_tensor *tw_linear_cross_entropy(tw_tensor *hidden, tw_tensor *weight, c
     }
     rows = twi_rows(hidden);
     if (!twi_labels_fit(labels, tw, rows, weight->shape[0], label_smoothing, &saved)) return NULL;
+    saved.bf16 = tw->bf16;
     y = twi_new(tw, TW_F32, 0, NULL);
     losses = (float *)twi_step_alloc(tw, (size_t)rows, sizeof(float));
     if (!y || !losses) return NULL;

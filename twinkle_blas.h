@@ -26,7 +26,8 @@
    - Sizes and strides are ptrdiff_t and count elements; a "leading dimension" (lda, ldx) is the
      distance from one row to the next.
    - SAME BITS EVERYWHERE.  In f32 every kernel adds in one fixed order with fused multiply-add, on
-     every instruction set and for every number of threads; exp, tanh and erf are our own.
+     every instruction set and for every number of threads; exp, tanh and erf are our own.  (One thing is
+     excepted: products of bf16 numbers by the processor's own instruction, see `bf16_products`.)
    - Threads come from OpenMP where the file is compiled with it, from the host's own job system
      where `parallel_for` is set, else there is one.  Nothing here keeps state between calls.
 
@@ -88,6 +89,7 @@ typedef struct twb_cpu {
     void   *parallel_user;
     twb_team *team;             /* threads that stand ready (twb_with_team), or NULL */
     bool    vnni;               /* AVX-512: the processor has AVX512_VNNI too; false is always right */
+    bool    bf16;               /* AVX-512: it has AVX512_BF16 too, used where `bf16_products` asks; false is always right */
     int     l2_kib;             /* a core's second-level cache, for the size of blocks; 0: not known */
 } twb_cpu;
 
@@ -179,7 +181,15 @@ TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols
    on transposition, packing, batch or leading dimensions.  One token decoded with a cache gets
    exactly the bits it gets inside a long prompt.
 
-   B may hold f16 or bf16 (b_type): its elements are widened exactly, then as above. */
+   B may hold f16 or bf16 (b_type): its elements are widened exactly, then as above.
+
+   PRODUCTS OF bf16 NUMBERS (bf16_products): every element of A and of B is rounded to bf16 first, to nearest, ties
+   to even, and then as above.  A product of two such numbers has 16 bits and is exact in f32, and sums are f32's, so all
+   that is lost are the operands' last 16 bits: each is off by at most 2^-8 of itself.  Where cpu->bf16 says that
+   the processor has an instruction for it (AVX512_BF16: two multiply-adds a lane where f32 has one), that is used, and
+   the promise above becomes a weaker one: the same numbers are multiplied and added in f32, but numbers below
+   2^-126 (operands, or a sum on its way) count as zero, and the order within a pair of k's is the processor's.  An
+   element still depends on its row and its column alone, and threads change nothing. */
 
 typedef struct twb_epilogue {      /* applied as the product is stored: y = act(alpha A B + beta C + bias) + residual */
     const float *bias;             /* [n], added to each row; NULL: none */
@@ -196,6 +206,7 @@ typedef struct twb_gemm_args {
     const float *a; ptrdiff_t lda;
     const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums */
     bool b_packed;                 /* b points to what twb_pack_weights() wrote (then trans_b and ldb are ignored) */
+    bool bf16_products;            /* A and B are rounded to bf16 before they are multiplied; f32 sums */
     float *c; ptrdiff_t ldc;       /* must not overlap A or B */
     const twb_epilogue *epilogue;  /* or NULL; the same for every product of a batch, its pre_activation and residual advance with stride_c */
     ptrdiff_t batch, stride_a, stride_b, stride_c;   /* batch > 1: that many products, strides in elements (0 shares an operand); batch 0 counts as 1 */
@@ -292,6 +303,7 @@ typedef struct twb_linear_cross_entropy_args {
     float *d_hidden; ptrdiff_t ld_d_hidden;          /* [rows, hidden_size] overwritten; NULL: no gradients wanted */
     float *d_weight; ptrdiff_t ld_d_weight;          /* [vocab, hidden_size] += ; NULL: not wanted (frozen head) */
     float scale;                                     /* gradient of the result to each counted row's loss (1 / number of counted rows, usually) */
+    bool bf16_products;                              /* in all three products, as in twb_gemm_args; not with Q8_0, Q4_0 */
 } twb_linear_cross_entropy_args;
 
 TWBDEF size_t twb_linear_cross_entropy_scratch(const twb_cpu *cpu, const twb_linear_cross_entropy_args *args);
@@ -605,6 +617,12 @@ TWBDEF float    twb_log1(float x);
 #ifndef TWB_X86
 #  define TWB_X86 0
 #endif
+/* AVX512_BF16 is known to gcc from 10 and to clang from 9 on; no Mac has it. */
+#if TWB_X86 && !defined(__APPLE__) && ((defined(__clang__) && __clang_major__ >= 9) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 10))
+#  define TWB_X86_BF16 1
+#else
+#  define TWB_X86_BF16 0
+#endif
 #ifndef TWB_ARM
 #  define TWB_ARM 0
 #endif
@@ -812,6 +830,8 @@ TWBDEF float twb_log1(float x) {
       some 50 cycles against 256 x 14 = 3584 of multiplying, 1.5 %: that is why TWB_KC is not smaller.
       It is not larger, because it is part of what the result is (see the head of this chapter in the
       declarations), and 256 suits the 32 KiB of older L1 caches as well. */
+/* Products of bf16 numbers go the same way: packing, which copies anyhow, rounds.  Their tiles and panels are explained
+   where the kernels are (search "products of bf16 numbers"). */
 enum {
     TWB_KC = 256,                   /* k's in a block: part of the arithmetic, the same for every kernel set */
     TWB_PANEL = 16,                 /* columns in a panel of B: one twb_v */
@@ -847,7 +867,7 @@ static TWB_UNUSED ptrdiff_t twb_packed_at(ptrdiff_t n, ptrdiff_t j, ptrdiff_t k0
 }
 
 /* The ways to go about it: tiles in registers, or, for a few rows, B read once where it lies. */
-typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_ROWS } twb_way;
+typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_ROWS, TWB_WAY_BF16 } twb_way;
 
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product */
@@ -864,6 +884,7 @@ typedef struct twb_gemm_job {
     ptrdiff_t batch, task_rows, task_columns, row_tasks, column_tasks;
     bool copy_a;                    /* A's rows fall on one another in the caches: copy each strip */
     bool b_in_place;                /* B [k,n] is read where it lies */
+    bool pairs;                     /* bf16 numbers, multiplied by the processor's own instruction */
     twb_queue queue;
     float *scratch;                 /* each worker: a strip of A, then a block of B */
     size_t worker_floats;
@@ -880,7 +901,9 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     job->batch = g->batch > 1 ? g->batch : 1;
     if (flops < 4e6 && bytes < 1e6) workers = 1;        /* some 20 microseconds: starting threads would cost a good part of it */
 
-    if (!g->trans_a) {
+    job->pairs = g->bf16_products && TWB_X86_BF16 && cpu->isa == TWB_ISA_AVX512 && cpu->bf16;
+    if (g->bf16_products) job->way = TWB_WAY_BF16;
+    else if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
         else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_SKINNY_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
@@ -911,7 +934,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     job->queue.count = job->batch * job->row_tasks * job->column_tasks;
     if ((ptrdiff_t)workers > job->queue.count) workers = job->queue.count > 1 ? (int)job->queue.count : 1;
     job->queue.workers = workers;
-    job->worker_floats = TWB_STRIP_FLOATS + (size_t)twb_min_size(TWB_KC, g->k) * (size_t)job->task_columns;
+    job->worker_floats = TWB_STRIP_FLOATS + (size_t)twb_min_size(TWB_KC, g->k + g->k % 2) * (size_t)job->task_columns;
     if (job->way == TWB_WAY_ROWS) job->worker_floats = TWB_SKINNY_SUMS + 32;
 }
 
@@ -1456,6 +1479,10 @@ TWBDEF twb_cpu twb_cpu_default(void) {
         unsigned r[4];
         twb_cpuid(7, 0, r);
         cpu.vnni = cpu.isa == TWB_ISA_AVX512 && (r[2] >> 11 & 1u);
+        if (r[0] >= 1) {                                     /* there is a second page of features */
+            twb_cpuid(7, 1, r);
+            cpu.bf16 = cpu.isa == TWB_ISA_AVX512 && (r[0] >> 5 & 1u);
+        }
         twb_cpuid(0x80000006u, 0, r);
         cpu.l2_kib = (int)(r[2] >> 16);
     }
@@ -1657,14 +1684,15 @@ TWBDEF void twb_packed_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t n,
         }
 }
 
-/* one element of B as the products see it */
+/* a number as the products see it */
+static float twb_ref_number(const twb_gemm_args *g, float x) { return g->bf16_products ? twb_bf16_to_f32(twb_f32_to_bf16(x)) : x; }
 static float twb_ref_weight(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t k, ptrdiff_t j) {
     ptrdiff_t at = g->trans_b ? j * g->ldb + k : k * g->ldb + j;
     if (g->b_packed) at = twb_packed_number(g->n, g->k, j, k);
     at += item * g->stride_b;
-    if (g->b_type == TWB_F16) return twb_f16_to_f32(((const uint16_t *)g->b)[at]);
+    if (g->b_type == TWB_F16) return twb_ref_number(g, twb_f16_to_f32(((const uint16_t *)g->b)[at]));
     if (g->b_type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)g->b)[at]);
-    return ((const float *)g->b)[at];
+    return twb_ref_number(g, ((const float *)g->b)[at]);
 }
 
 TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
@@ -1680,7 +1708,7 @@ TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
                 do {
                     float p = 0;
                     for (k = k0; k < k0 + TWB_KC && k < g->k; k++)
-                        p = fmaf(g->trans_a ? a[k * g->lda + i] : a[i * g->lda + k], twb_ref_weight(g, item, k, j), p);
+                        p = fmaf(twb_ref_number(g, g->trans_a ? a[k * g->lda + i] : a[i * g->lda + k]), twb_ref_weight(g, item, k, j), p);
                     c = prior ? fmaf(g->alpha, p, c) : g->alpha * p;
                     prior = true;
                     k0 += TWB_KC;
@@ -1917,6 +1945,7 @@ static void twb_loss_make_plan(const twb_cpu *cpu, const twb_linear_cross_entrop
     plan->d_weight.lda = plan->ld;
     plan->d_weight.c = args->d_weight; plan->d_weight.ldc = args->ld_d_weight; plan->d_weight.beta = 1;
     plan->logits.alpha = plan->d_hidden.alpha = plan->d_weight.alpha = 1;
+    plan->logits.bf16_products = plan->d_hidden.bf16_products = plan->d_weight.bf16_products = args->bf16_products;
     /* fewer rows than planned may be cut otherwise: room for the widest blocks */
     gemm = (size_t)(cpu->threads > 1 ? cpu->threads : 1) * TWB_WORKER_FLOATS * sizeof(float) + 64;
     if (args->weight_type >= TWB_Q8_0) gemm = twb_quant_gemm_scratch(cpu, &plan->logits);
@@ -2011,7 +2040,7 @@ TWBDEF void twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *ar
     ptrdiff_t r, v, c;
     twb_gemm_args w;
     memset(&w, 0, sizeof w);
-    w.trans_b = true; w.b = args->weight; w.ldb = args->ld_weight; w.b_type = args->weight_type;
+    w.trans_b = true; w.b = args->weight; w.ldb = args->ld_weight; w.b_type = args->weight_type; w.bf16_products = args->bf16_products;
     for (r = 0; r < args->rows; r++) {
         const float *h = args->hidden + r * args->ld_hidden;
         double max = -1e300, sum = 0, total = 0, e = (double)args->label_smoothing, scale = (double)args->scale;
@@ -2021,7 +2050,7 @@ TWBDEF void twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *ar
         if (label == args->ignore_index) continue;
         for (v = 0; v < args->vocab; v++) {
             x[v] = 0;
-            for (c = 0; c < args->hidden_size; c++) x[v] += (double)h[c] * (double)twb_ref_weight(&w, 0, c, v);
+            for (c = 0; c < args->hidden_size; c++) x[v] += (double)twb_ref_number(&w, h[c]) * (double)twb_ref_weight(&w, 0, c, v);
             max = x[v] > max ? x[v] : max;
             total += x[v];
         }
@@ -2029,9 +2058,10 @@ TWBDEF void twb_ref_linear_cross_entropy(const twb_linear_cross_entropy_args *ar
         args->losses[r] = (float)((1 - e) * (max + log(sum) - x[label]) + e * (max + log(sum) - total / (double)args->vocab));
         for (v = 0; v < args->vocab; v++) {
             double d = scale * (exp(x[v] - max) / sum - (v == label ? 1 - e : 0) - e / (double)args->vocab);
+            if (args->bf16_products) d = (double)twb_ref_number(&w, (float)d);
             for (c = 0; c < args->hidden_size; c++) {
                 if (args->d_hidden) args->d_hidden[r * args->ld_d_hidden + c] += (float)(d * (double)twb_ref_weight(&w, 0, c, v));
-                if (args->d_weight) args->d_weight[v * args->ld_d_weight + c] += (float)(d * (double)h[c]);
+                if (args->d_weight) args->d_weight[v * args->ld_d_weight + c] += (float)(d * (double)twb_ref_number(&w, h[c]));
             }
         }
     }
@@ -3137,12 +3167,16 @@ TWB_VFN void twb_put_f16(uint16_t *p, twb_v x) {
     for (j = 0; j < 16; j++) p[j] = twb_f32_to_f16(x.f[j]);
 #endif
 }
+/* x as the nearest bf16 number, ties to even.  Adding half of the last place that stays, less one bit, plus that place's own last
+   bit, carries into it exactly where it should.  For NaN, which is not above -1, it could carry into the sign. */
+TWB_VFN twb_v TWB_NAME(twb_round_bf16)(twb_v x) {
+    const twb_vi u = twb_bits(x), upper = twb_iset1(0xFFFF0000u);
+    const twb_vi rounded = twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), twb_iand(twb_ishr(u, 16), twb_iset1(1u)));
+    const twb_vi quiet = twb_ior(u, twb_iset1(0x400000u));
+    return twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(twb_iand(rounded, upper)), twb_unbits(twb_iand(quiet, upper)));
+}
 TWB_VFN void twb_put_bf16(uint16_t *p, twb_v x) {
-    twb_vi u = twb_bits(x), odd = twb_iand(twb_ishr(u, 16), twb_iset1(1u));
-    twb_vi rounded = twb_ishr(twb_iadd(twb_iadd(u, twb_iset1(0x7FFFu)), odd), 16),
-            quiet = twb_ior(twb_ishr(u, 16), twb_iset1(0x40u));
-    /* NaN is not above -1 */
-    twb_put_words(p, twb_bits(twb_sel_lt(twb_set1(-1.0f), twb_abs(x), twb_unbits(rounded), twb_unbits(quiet))));
+    twb_put_words(p, twb_ishr(twb_bits(TWB_NAME(twb_round_bf16)(x)), 16));
 }
 
 /* ---- [twb:03] elementary functions over sixteen lanes -------------------------------------- */
@@ -4073,12 +4107,189 @@ TWB_FN void TWB_NAME(twb_skinny_rows)(const twb_gemm_args *g, ptrdiff_t item, pt
     } while (k0 < g->k);
 }
 
+/* ---- products of bf16 numbers ---------------------------------------------------------------------
+
+   bf16 is an f32 without the lower half of its bits: the same range, 8 bits of precision where f32 has 24.  For the
+   operands of a product that is enough: their errors have all signs, and in a sum of hundreds of products most of them
+   cancel.  For a sum it is not, a new product must be 1/256 of the sum to move it at all, so sums stay f32.
+
+   AVX512_BF16 has vdpbf16ps: in each of sixteen lanes, two products of bf16 numbers are added to an f32.  Twice the
+   multiply-adds of f32's instruction, with the same registers and the same 14x32 tiles.  A lane wants two k's of a column side
+   by side, so a panel is
+
+       [kc/2][16][2]     k 1 | k 0 of column 0 | k 1 | k 0 of column 1 | ... of column 15 | k 3 | k 2 of column 0 | ...
+
+   and a strip of A has the same pairs, 32 bits each, which are broadcast to all lanes.  An odd kc ends in a pair with a
+   zero.  The earlier k is in the UPPER half: the instruction is specified as two fused multiply-adds, upper halves first, so
+   this is the order in which the f32 kernels add.  What is left of the difference to them is that the instruction
+   takes denormal numbers for zeros and turns denormal results into zeros.  (So the manual has it; we promise only
+   what the declarations say.)
+
+   Without that instruction, A and B are rounded as they are packed, and multiplied by the f32 kernels. */
+
+TWB_FN void TWB_NAME(twb_round_floats)(float *x, ptrdiff_t n) {
+    ptrdiff_t l;
+    for (l = 0; l < n; l += 16) twb_put(x + l, TWB_NAME(twb_round_bf16)(twb_get(x + l, n - l)), n - l);
+}
+
+/* What one step of a kernel takes of row k of a matrix and of the next: their pairs, or row k alone, rounded.  Pairs travel as
+   floats that nobody calculates with. */
+TWB_VFN twb_v TWB_NAME(twb_bf16_step)(bool pairs, const void *p, twb_type type, ptrdiff_t at, ptrdiff_t next, bool last, ptrdiff_t n) {
+    const twb_v x = TWB_NAME(twb_round_bf16)(TWB_NAME(twb_get_type)(p, type, at, n));
+    if (!pairs || last) return x;
+    return twb_unbits(twb_ior(twb_bits(x), twb_ishr(twb_bits(TWB_NAME(twb_round_bf16)(TWB_NAME(twb_get_type)(p, type, at + next, n))), 16)));
+}
+
+/* Columns [j0, j1) of B, rounded, in panels of `depth` steps.  `square` has room for one panel in f32. */
+TWB_FN void TWB_NAME(twb_bf16_panels)(const twb_gemm_job *job, const char *b, ptrdiff_t k0, ptrdiff_t kc, ptrdiff_t depth, ptrdiff_t j0, ptrdiff_t j1,
+                                      float *square, float *to) {
+    const twb_gemm_args *g = job->args;
+    const ptrdiff_t step = job->pairs ? 2 : 1;
+    ptrdiff_t j, k;
+    for (j = j0; j < j1; j += 16) {
+        const void *from = b;
+        twb_type type = g->b_type;
+        ptrdiff_t at = k0 * g->ldb + j, next = g->ldb, n = j1 - j;
+        if (g->b_packed) { at = twb_packed_at(g->n, j, k0, kc); next = n = 16; }
+        else if (g->trans_b) {
+            TWB_NAME(twb_pack_panels)(type, true, b, g->ldb, k0, kc, j, twb_min_size(n, 16), square, 0);
+            from = square; type = TWB_F32;
+            at = 0; next = n = 16;
+        }
+        for (k = 0; k < kc; k += step, to += 16)
+            twb_store(to, TWB_NAME(twb_bf16_step)(job->pairs, from, type, at + k * next, next, k + 1 == kc, n));
+    }
+    if (job->pairs)                       /* the kernels take panels by fours and twos: zeros beyond the last */
+        for (; (j - j0) % 64 != 0; j += 16)
+            for (k = 0; k < depth; k++, to += 16) twb_store(to, twb_set1(0.0f));
+}
+
+#if TWB_PASS == TWB_PASS_AVX512 && TWB_X86_BF16
+#define TWB_BF16_TARGET TWB_TARGET("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+enum { TWB_NAME(twb_pairs_row) = TWB_KC / 2 + 16 };        /* from row to row in a strip: 9 lines */
+
+/* a row of n numbers as pairs, a multiple of 16 of them */
+TWB_FN void TWB_NAME(twb_pair_row)(const float *a, ptrdiff_t n, float *to) {
+    const twb_vi even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), odd = twb_ior(even, twb_iset1(1u));
+    ptrdiff_t k;
+    for (k = 0; k < n; k += 32, to += 16) {
+        const twb_v x = twb_get(a + k, n - k), y = n - k > 16 ? twb_get(a + k + 16, n - k - 16) : twb_set1(0.0f);
+        const twb_v first = TWB_NAME(twb_round_bf16)(_mm512_permutex2var_ps(x, even, y)), second = TWB_NAME(twb_round_bf16)(_mm512_permutex2var_ps(x, odd, y));
+        twb_store(to, twb_unbits(twb_ior(twb_bits(first), twb_ishr(twb_bits(second), 16))));
+    }
+}
+
+/* The micro-kernel: as twb_kernel, over `depth` pairs. */
+TWB_BF16_TARGET TWB_INLINE void TWB_NAME(twb_bf16_kernel)(const int R, const int P, ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step,
+                                                          const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, const TWB_NAME(twb_tile) *t) {
+    twb_v sum[TWB_TILE_VECTORS];
+    float sums[TWB_TILE_VECTORS * 16];
+    ptrdiff_t k;
+    int r, p;
+    TWB_UNROLL
+    for (r = 0; r < R * P; r++) sum[r] = twb_set1(0.0f);
+    for (k = 0; k < depth; k++) {
+        twb_vi row[4];
+        TWB_UNROLL
+        for (p = 0; p < P; p++) row[p] = twb_bits(twb_load(b + p * b_panel));
+        TWB_UNROLL
+        for (r = 0; r < R; r++) {
+            const twb_vi x = twb_bits(twb_set1(a[r * a_row]));
+            TWB_UNROLL
+            for (p = 0; p < P; p++) sum[r * P + p] = _mm512_dpbf16_ps(sum[r * P + p], (__m512bh)x, (__m512bh)row[p]);
+        }
+        a += a_step;
+        b += b_row;
+    }
+    TWB_UNROLL
+    for (r = 0; r < R * P; r++) twb_store(sums + r * 16, sum[r]);
+    TWB_NAME(twb_store_sums)(sums, P * 16, t);
+}
+/* one for each height: low tiles are wider, for the sake of the number of sums */
+#define TWB_KERNELS(X) X(1,4) X(2,4) X(3,4) X(4,4) X(5,4) X(6,4) X(7,2) X(8,2) X(9,2) X(10,2) X(11,2) X(12,2) X(13,2) X(14,2)
+#define TWB_ROW(R, P) \
+    TWB_UNUSED TWB_BF16_TARGET static void TWB_NAME(twb_bf16_kernel_##R##x##P)(ptrdiff_t depth, const float *a, ptrdiff_t a_row, ptrdiff_t a_step, \
+                                       const float *b, ptrdiff_t b_row, ptrdiff_t b_panel, const TWB_NAME(twb_tile) *t) { \
+        TWB_NAME(twb_bf16_kernel)(R, P, depth, a, a_row, a_step, b, b_row, b_panel, t); \
+    }
+TWB_KERNELS(TWB_ROW)
+#undef TWB_ROW
+#define TWB_ROW(R, P) { P, TWB_NAME(twb_bf16_kernel_##R##x##P) },
+static const TWB_NAME(twb_kernel_of) TWB_NAME(twb_bf16_kernels)[] = { TWB_KERNELS(TWB_ROW) };
+#undef TWB_ROW
+#undef TWB_KERNELS
+#undef TWB_BF16_TARGET
+#endif
+
+/* Rows [i, i + rows) of A, rounded: step k of row r at to[r a_row + k a_step]. */
+TWB_FN void TWB_NAME(twb_bf16_strip)(const twb_gemm_job *job, const float *a, ptrdiff_t i, ptrdiff_t rows, ptrdiff_t k0, ptrdiff_t kc, float *to,
+                                     ptrdiff_t *a_row, ptrdiff_t *a_step) {
+    const twb_gemm_args *g = job->args;
+    ptrdiff_t k, r;
+    *a_row = g->trans_a ? 1 : TWB_A_ROW;
+    *a_step = g->trans_a ? 16 : 1;
+    if (g->trans_a) {                     /* the rows lie side by side, as B's columns do */
+        for (k = 0; k < kc; k += job->pairs ? 2 : 1, to += 16)
+            twb_store(to, TWB_NAME(twb_bf16_step)(job->pairs, a, TWB_F32, (k0 + k) * g->lda + i, g->lda, k + 1 == kc, twb_min_size(g->m - i, 16)));
+        return;
+    }
+#if TWB_PASS == TWB_PASS_AVX512 && TWB_X86_BF16
+    if (job->pairs) {
+        *a_row = TWB_NAME(twb_pairs_row);
+        for (r = 0; r < rows; r++) TWB_NAME(twb_pair_row)(a + (i + r) * g->lda + k0, kc, to + r * TWB_NAME(twb_pairs_row));
+        return;
+    }
+#endif
+    TWB_NAME(twb_copy_strip)(g, a, i, rows, k0, kc, to);
+    for (r = 0; r < rows; r++) TWB_NAME(twb_round_floats)(to + r * TWB_A_ROW, kc);
+}
+
+TWB_FN const TWB_NAME(twb_kernel_of) *TWB_NAME(twb_bf16_kernel_for)(const twb_gemm_job *job, ptrdiff_t rows, ptrdiff_t panels) {
+#if TWB_PASS == TWB_PASS_AVX512 && TWB_X86_BF16
+    if (job->pairs) return &TWB_NAME(twb_bf16_kernels)[rows - 1];
+#endif
+    (void)job;
+    return TWB_NAME(twb_kernel_for)(rows, panels);
+}
+
+TWB_FN void TWB_NAME(twb_bf16_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
+    const twb_gemm_args *g = job->args;
+    const float *a = g->a + item * g->stride_a;
+    const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
+    float *c = g->c + item * g->stride_c, *panels = scratch + TWB_STRIP_FLOATS, alpha[16], beta[16];
+    const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS);
+    ptrdiff_t k0 = 0, i, j;
+    TWB_NAME(twb_tile) t;
+    t.ldc = g->ldc;
+    do {
+        const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0), depth = job->pairs ? (kc + 1) / 2 : kc;
+        ptrdiff_t left = strips, a_row, a_step;
+        TWB_NAME(twb_bf16_panels)(job, b, k0, kc, depth, j0, j1, scratch, panels);
+        TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
+        for (i = i0; i < i1; i += t.rows, left--) {
+            const TWB_NAME(twb_kernel_of) *kernel = NULL;
+            t.rows = twb_ceil_div(i1 - i, left);
+            TWB_NAME(twb_bf16_strip)(job, a, i, t.rows, k0, kc, scratch, &a_row, &a_step);
+            for (j = j0; j < j1; j += 16 * kernel->width) {
+                kernel = TWB_NAME(twb_bf16_kernel_for)(job, t.rows, twb_ceil_div(j1 - j, 16));
+                t.c = c + i * g->ldc + j;
+                t.columns = twb_min_size(16 * kernel->width, j1 - j);
+                kernel->run(depth, scratch, a_row, a_step, panels + (j - j0) * depth, 16, depth * 16, &t);
+                if (g->epilogue && k0 + kc >= g->k)
+                    TWB_NAME(twb_gemm_epilogue)(g->epilogue, c, g->ldc, item * g->stride_c, i, j, t.rows, t.columns);
+            }
+        }
+        k0 += kc;
+    } while (k0 < g->k);
+}
+
 TWB_FN void TWB_NAME(twb_gemm_task)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
     switch (job->way) {
     case TWB_WAY_TILES: TWB_NAME(twb_gemm_tiles)(job, item, i0, i1, j0, j1, scratch); break;
     case TWB_WAY_PACKED: TWB_NAME(twb_skinny_packed)(job->args, item, j0, j1); break;
     case TWB_WAY_COLUMNS: TWB_NAME(twb_skinny_columns)(job->args, item, j0, j1, scratch); break;
     case TWB_WAY_ROWS: TWB_NAME(twb_skinny_rows)(job->args, item, j0, j1, scratch); break;
+    case TWB_WAY_BF16: TWB_NAME(twb_bf16_tiles)(job, item, i0, i1, j0, j1, scratch); break;
     }
 }
 

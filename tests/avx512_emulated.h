@@ -87,6 +87,38 @@ static inline __m512 emulated_shuffle_quarters(__m512 a, __m512 b, int pick) {
     memcpy(&r, z, sizeof r);
     return r;
 }
+/* vdpbf16ps as Intel's manual has it: two fused multiply-adds, of the upper halves and then of the lower ones; denormal numbers
+   are zeros on the way in and on the way out. */
+static inline float emulated_flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+static inline __m512 emulated_dpbf16(__m512 c, __m512i a, __m512i b) {
+    uint32_t x[16], y[16], part;
+    float sum[16], left, right;
+    int i, half;
+    memcpy(x, &a, sizeof x); memcpy(y, &b, sizeof y); memcpy(sum, &c, sizeof sum);
+    for (i = 0; i < 16; i++)
+        for (half = 1; half >= 0; half--) {
+            part = half ? x[i] & 0xFFFF0000u : x[i] << 16; memcpy(&left, &part, sizeof left);
+            part = half ? y[i] & 0xFFFF0000u : y[i] << 16; memcpy(&right, &part, sizeof right);
+            sum[i] = emulated_flush(fmaf(emulated_flush(left), emulated_flush(right), emulated_flush(sum[i])));
+        }
+    memcpy(&c, sum, sizeof sum);
+    return c;
+}
+static inline __m512 emulated_permute(__m512 a, __m512i pick, __m512 b) {
+    float x[32], y[16];
+    int32_t at[16];
+    int i;
+    memcpy(x, &a, sizeof a); memcpy(x + 16, &b, sizeof b); memcpy(at, &pick, sizeof at);
+    for (i = 0; i < 16; i++) y[i] = x[at[i] & 31];
+    memcpy(&a, y, sizeof y);
+    return a;
+}
+#undef  __m512bh
+#define __m512bh __m512i
+#undef  _mm512_dpbf16_ps
+#define _mm512_dpbf16_ps(c, a, b)               emulated_dpbf16(c, a, b)
+#undef  _mm512_permutex2var_ps
+#define _mm512_permutex2var_ps(a, pick, b)      emulated_permute(a, pick, b)
 #undef  _mm512_maskz_shuffle_f32x4
 #define _mm512_maskz_shuffle_f32x4(m, a, b, pick) emulated_shuffle_quarters(a, b, pick)
 #undef  _mm512_madd_epi16                                 /* its alias in SIMDe 0.7.4 wants the arguments of another function */

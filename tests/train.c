@@ -98,6 +98,60 @@ static void train_case(const char *name) {
     live_blocks = 0;
 }
 
+/* A linear layer in bf16.  The three products' definition: operands rounded to bf16, sums here in double; ours are within what f32 sums can
+   lose.  torch.autocast's results are these rounded to bf16 once more, 2^-8 of themselves at most. */
+static double bf16_number(float x) { return (double)twb_bf16_to_f32(twb_f32_to_bf16(x)); }
+static void bf16_product(const char *name, int m, int n, int k, const float *a, int a_row, int a_step, const float *b, int b_row, int b_step, const float *torch,
+                         const float *got, int got_row, int got_step, double *worst, double *worst_torch) {
+    int i, j, l;
+    for (i = 0; i < m; i++)
+        for (j = 0; j < n; j++) {
+            double sum = 0, magnitude = 0, off, off_torch;
+            for (l = 0; l < k; l++) {
+                double term = bf16_number(a[i * a_row + l * a_step]) * bf16_number(b[l * b_row + j * b_step]);
+                sum += term;
+                magnitude += fabs(term);
+            }
+            off = fabs((double)got[i * got_row + j * got_step] - sum);
+            off_torch = fabs((double)torch[i * n + j] - sum);
+            CHECK(off <= (k + 2) * ldexp(1, -24) * magnitude, "bf16 linear: %s[%d,%d] is %g, not %g", name, i, j, (double)got[i * got_row + j * got_step], sum);
+            CHECK(off_torch <= ldexp(fabs(sum), -8) + (k + 2) * ldexp(1, -24) * magnitude, "bf16 linear: torch's %s[%d,%d] is %g, not %g rounded", name, i, j, (double)torch[i * n + j], sum);
+            *worst = fmax(*worst, off / magnitude);
+            *worst_torch = fmax(*worst_torch, off_torch / magnitude);
+        }
+}
+static void bf16_linear_case(void) {
+    enum { ROWS = 10, IN = 33, OUT = 21 };
+    tw_context *tw = counted_context(2);
+    tw_weights *file = tw_open_weights(tw, GOLDENS "bf16_linear.safetensors");
+    static const char *const names[] = { "x", "weight", "dy", "y", "dx", "dweight" };
+    const float *golden[6] = { NULL };
+    double worst = 0, worst_torch = 0;
+    int i, in_out, o;
+    for (i = 0; i < 6; i++) { const tw_weight *w = tw_weights_find(file, names[i]); golden[i] = w ? (const float *)w->data : NULL; CHECK(w != NULL, "%s", tw_error(tw)); }
+    for (in_out = 0; in_out < 2 && !tw_failed(tw); in_out++) {
+        tw_tensor *x = tw_parameter(tw, "x", tw_shape3(2, 5, IN)), *w = tw_parameter(tw, "w", in_out ? tw_shape2(IN, OUT) : tw_shape2(OUT, IN)), *y;
+        const int row = in_out ? 1 : IN, step = in_out ? OUT : 1;                      /* of the weight, as out x in */
+        float *weight = tw_data(w);
+        memcpy(tw_data(x), golden[0], ROWS * IN * sizeof(float));
+        for (o = 0; o < OUT; o++) for (i = 0; i < IN; i++) weight[o * row + i * step] = golden[1][o * IN + i];
+        tw_bf16(tw, true);
+        y = tw_linear_op(x, w, NULL, in_out, TW_ACT_NONE, NULL);
+        tw_bf16(tw, false);                                 /* what the forward pass was done in counts */
+        tw_backward(tw_sum(tw_mul(y, tw_tensor_from(tw, tw_shape3(2, 5, OUT), golden[2]))));
+        CHECK(!tw_failed(tw), "%s", tw_error(tw));
+        if (tw_failed(tw)) break;
+        bf16_product("y", ROWS, OUT, IN, golden[0], IN, 1, golden[1], 1, IN, golden[3], tw_data(y), OUT, 1, &worst, &worst_torch);
+        bf16_product("dx", ROWS, IN, OUT, golden[2], OUT, 1, golden[1], IN, 1, golden[4], tw_data(tw_grad(x)), IN, 1, &worst, &worst_torch);
+        bf16_product("dweight", OUT, IN, ROWS, golden[2], 1, OUT, golden[0], IN, 1, golden[5], tw_data(tw_grad(w)), row, step, &worst, &worst_torch);
+        tw_end_step(tw);
+    }
+    printf("bf16: a linear layer's products and gradients are off by %.2g of their terms at most, torch.autocast's by %.2g\n", worst, worst_torch);
+    tw_destroy(tw);
+    CHECK(live_blocks == 0, "bf16 linear: %ld blocks are leaked", live_blocks);
+    live_blocks = 0;
+}
+
 /* Training in bf16 against torch.autocast: its losses, step by step, are as close to f32 training's as torch's are. */
 static void bf16_case(void) {
     tw_context *tw = counted_context(2);
@@ -296,6 +350,7 @@ int main(void) {
     uint64_t bits;
     size_t i;
     for (i = 0; i < sizeof names / sizeof *names; i++) train_case(names[i]);
+    bf16_linear_case();
     bf16_case();
     scheduler_cases();
     bits = whole_run(1, false);

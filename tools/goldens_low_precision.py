@@ -6,6 +6,7 @@
 
 quantized.safetensors     rows [6,96] F32, and for q8_0 and q4_0: NAME.blocks U8, what gguf makes of them, and NAME.values F32,
                           what gguf reads from those blocks.  (q4_0's scales are a matter of taste: only reading is compared.)
+bf16_linear.safetensors   x [2,5,33], weight [21,33], dy [2,5,21], and what torch.autocast(bfloat16) makes of them: y, dx, dweight
 train/bf16.json           {"config", "losses", "f32_losses"}: train/model trained under torch.autocast(bfloat16), and without
 """
 import argparse
@@ -37,6 +38,19 @@ def make_blocks(out):
     save_file(tensors, out / "quantized.safetensors")
 
 
+def make_linear(out):
+    draw = torch.Generator().manual_seed(11)
+    x, weight, dy = (torch.randn(shape, generator=draw) for shape in ((2, 5, 33), (21, 33), (2, 5, 21)))
+    x.requires_grad_(True)
+    weight.requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.nn.functional.linear(x, weight)
+    assert y.dtype == torch.bfloat16
+    (y.float() * dy).sum().backward()
+    tensors = {"x": x, "weight": weight, "dy": dy, "y": y.float(), "dx": x.grad, "dweight": weight.grad}
+    save_file({name: t.detach().numpy() for name, t in tensors.items()}, out / "bf16_linear.safetensors")
+
+
 def make_training(out):
     folder = out / "train"
     config = {
@@ -58,4 +72,5 @@ if __name__ == "__main__":
     place = parser.parse_args().out
     torch.set_num_threads(1)
     make_blocks(place)
+    make_linear(place)
     make_training(place)

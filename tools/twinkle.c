@@ -1062,7 +1062,7 @@ static const struct train_key { const char *name; key_kind kind; double low, hig
     { "shuffle", K_BOOL, 0, 0, "rows in a new order every epoch (default: true)" },
     { "gradient_checkpointing", K_BOOL, 0, 0, "less memory for a third more time (default: false)" },
     { "dropout", K_NUMBER, 0, 0.999, "all of the model's dropout probabilities (default: its config's)" },
-    { "bf16", K_BOOL, 0, 0, "products see the weights rounded to bf16; sums, gradients and the weights themselves stay f32 (default: false)" },
+    { "bf16", K_BOOL, 0, 0, "linear layers and heads multiply bf16 numbers; sums, gradients and the weights themselves stay f32 (default: false)" },
     { "lora", K_LATER, 0, 0, "not in this version" },
     { "enable_server", K_LATER, 0, 0, "not in this version" }
 };
