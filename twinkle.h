@@ -19673,15 +19673,12 @@ TWDEF tw_generation *tw_generation_begin(tw_model *model, const char *prompt, co
     return g;
 }
 
-TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
-    tw_context *tw;
-    int64_t start, before, now;
+typedef struct twi_step_call { tw_generation *g; int64_t microseconds; tw_status status; } twi_step_call;
+
+static tw_status twi_work_for(tw_generation *g, int64_t microseconds) {
+    tw_context *tw = g->model->region.tw;
     bool timed = microseconds > 0;
-    if (!g || g->failed) return TW_FAILED;
-    if (g->done) return TW_DONE;
-    tw = g->model->region.tw;
-    if (tw_failed(tw)) return TW_FAILED;
-    start = before = timed ? twi_now(tw) : 0;
+    int64_t start = timed ? twi_now(tw) : 0, before = start, now;
     for (;;) {
         int64_t length = g->length;
         bool sliced = timed && g->length - g->cache->length > g->piece && !(g->shape.whole_prompt && g->cache->length < g->prompt);
@@ -19699,6 +19696,20 @@ TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
         if (2 * now - start - before > microseconds) return TW_MORE;    /* one more like the last would end late */
         before = now;
     }
+}
+static void twi_step_body(void *arg) {
+    twi_step_call *call = (twi_step_call *)arg;
+    call->status = twi_work_for(call->g, call->microseconds);
+}
+/* The threads stand ready from the first token to the last: nobody is sent home in between and waited for. */
+TWDEF tw_status tw_generation_step(tw_generation *g, int64_t microseconds) {
+    twi_step_call call;
+    if (!g || g->failed) return TW_FAILED;
+    if (g->done) return TW_DONE;
+    if (tw_failed(g->model->region.tw)) return TW_FAILED;
+    call.g = g; call.microseconds = microseconds; call.status = TW_FAILED;
+    twi_with_team(g->model->region.tw, twi_step_body, &call);
+    return call.status;
 }
 
 TWDEF const char *tw_generation_text(const tw_generation *g) { return g ? twi_text_string(&g->text) : ""; }

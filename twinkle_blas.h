@@ -1557,10 +1557,15 @@ static void twb_wait_a_moment(int turns, bool may_sleep) {
 #endif
 }
 
+enum { TWB_TURNS_TO_SLEEP = 20000 };
 static void twb_serve(twb_team *team) {
     int turns = 0;
     while (!twb_atomic_get(&team->over)) {
-        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= team->count) { twb_wait_a_moment(turns < 1 << 20 ? turns++ : turns, false); continue; }
+        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= team->count) {
+            twb_wait_a_moment(turns, turns > TWB_TURNS_TO_SLEEP);       /* the caller may be doing something else for long */
+            if (turns <= TWB_TURNS_TO_SLEEP) turns++;
+            continue;
+        }
         twb_atomic_add(&team->inside, 1);           /* first step inside, then look again whether it is open */
         if (twb_atomic_get(&team->open)) { twb_take_tiles(team); turns = 0; }
         twb_atomic_add(&team->inside, -1);
@@ -2419,7 +2424,8 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     }
     job->worker_floats = (job->worker_floats + 31) / 16 * 16;
     job->fetch = (double)a->batch * (double)a->head_dim * (double)(a->heads * a->tq + 2 * a->kv_heads * a->tk) > 1e6;
-    if (work < 4e6) workers = 1;                                   /* some 50 microseconds */
+    /* Some 50 microseconds, or with a team that stands ready 5.  One query reads much for little work. */
+    if (work * (a->tq == 1 ? 4.0 : 1.0) < (cpu->team ? 4e5 : 4e6)) workers = 1;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 0 ? job->queue.count : 1);
 }
 
@@ -5547,6 +5553,22 @@ TWB_FN void twb_att_pack_rows(const float *src, ptrdiff_t src_row, ptrdiff_t row
         twb_store(dst + r * dst_row + d, twb_get(src + r * src_row + d, depth - d));
 }
 
+/* The scores of a single query: no panels are made for it, the keys are transposed on their way through the registers, to the
+   same bits.  s has room for whole vectors. */
+TWB_FN void TWB_NAME(twb_att_one_query)(const twb_attention_args *a, const float *q, const float *k, ptrdiff_t keys, float *panel, float *s) {
+    const twb_v scale = twb_set1(a->scale);
+    float ones[16];
+    ptrdiff_t j;
+    for (j = 0; j + 16 <= keys; j += 16) {
+        TWB_NAME(twb_skinny_sixteen)(1, TWB_F32, a->head_dim, q, 0, k + j * a->k_row, 0, a->k_row, s + j);
+        twb_store(s + j, twb_mul(scale, twb_load(s + j)));
+    }
+    if (j == keys) return;
+    twb_store(ones, scale);
+    twb_att_pack_keys(k + j * a->k_row, a->k_row, keys - j, a->head_dim, panel);
+    TWB_NAME(twb_small_product)(1, 16, a->head_dim, q, 0, 1, panel, 16, 16 * a->head_dim, s + j, 16, ones, NULL);
+}
+
 /* what the bias adds to the scores s[0 .. n) of query i and keys j0 on, and -infinity where a mask hides a key */
 TWB_FN void twb_att_hide(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i, ptrdiff_t j0, ptrdiff_t n,
                          float *s) {
@@ -5620,7 +5642,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
     float *panels = scratch, *values = panels + TWB_ATT_KEYS * D, *strip = values + TWB_ATT_KEYS * job->depth;
     float *tops = strip + TWB_ATT_GROUP * TWB_ATT_STRIP, *sums = tops + TWB_ATT_QUERIES / TWB_ATT_GROUP * 16;
     const bool pack_values = D % 16 != 0 || (a->v_row != D && i1 - i0 >= 2 * TWB_ATT_GROUP);
-    const bool hidden = a->bias || a->key_mask || a->mask;
+    const bool hidden = a->bias || a->key_mask || a->mask, alone = i1 - i0 == 1;
     const twb_v zero = twb_set1(0.0f), none = twb_sub(zero, twb_infinity());
     const twb_v drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout));
     float scale[16], each[16], gain[16];
@@ -5637,7 +5659,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
         const ptrdiff_t share = twb_ceil_div(next.rows, groups);
         const float *tile_v = v + j0 * a->v_row;
         ptrdiff_t tile_row = a->v_row;
-        twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, panels);
+        if (!alone) twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, panels);
         if (pack_values) {
             twb_att_pack_rows(tile_v, a->v_row, keys, D, values, job->depth);
             tile_v = values;
@@ -5651,8 +5673,9 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             twb_v old_top, new_top, shifts, total, factor, inverse;
             TWB_NAME(twb_att_fetch)(&next, share);
             if (strip_keys <= 0) continue;
-            TWB_NAME(twb_small_product)(rows, (strip_keys + 15) / 16 * 16, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D,
-                                        strip, TWB_ATT_STRIP, scale, NULL);
+            if (alone) TWB_NAME(twb_att_one_query)(a, q + i * a->q_row, k + j0 * a->k_row, strip_keys, panels, strip);
+            else TWB_NAME(twb_small_product)(rows, (strip_keys + 15) / 16 * 16, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D,
+                                             strip, TWB_ATT_STRIP, scale, NULL);
             twb_store(each, none);                                 /* the rows' maxima */
             for (r = 0; r < rows; r++) {
                 const ptrdiff_t n = twb_min_size(strip_keys, twb_attention_visible(a, b, i + r) - j0);
