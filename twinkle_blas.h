@@ -962,11 +962,33 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
    32512 < 32768, never saturated.  A 4-bit weight is taken as 0 ... 15 and needs no sign: a block's sixteen products in a
    lane stay within 16 x 15 x 127 = 30480, so they are added in 16 bits, half the work of q8_0, and 8 times the sum of
    the block of A is subtracted at the end.  VNNI (vpdpbusd) adds four products in 32 bits: w + 128 is unsigned, and 128 times
-   A's sum is subtracted. */
+   A's sum is subtracted.
+
+   BY PAIRS.  Without VNNI those four products in a lane cost a sign, two multiplications and an addition, and of all
+   four pipes of a core only two multiply.  For many rows there is a cheaper way to the same whole number (S. Winograd,
+   "A new algorithm for inner product", 1968), which multiplies half as often and adds instead:
+
+       a0 w0 + a1 w1 = (a0 + w1) (a1 + w0) - a0 a1 - w0 w1
+
+   The last two terms belong to A alone and to the weights alone, so each is added up once for all columns and all rows.
+   The sums a + w stay within 255 and take 16 bits; one vpmaddwd then makes what belongs to four products of a lane: two
+   additions, a multiplication, and an addition to the sum.  For that the weights are spread before: a piece of a panel,
+   8 blocks, is written once as 16-bit numbers, even and odd k's apart, with the sums -(w0 w1 + w2 w3 + ...) of its blocks, and all
+   rows of the task go over it while it lies in the L1:
+
+       A     block of a row: d_a, -(a0 a1 + a2 a3 + ...), and fours a0 a2 a1 a3; rows of a tile interleaved
+       W     block of a panel: 16 scales, 16 sums, then 8 times (w0 w2 of 16 columns, w1 w3 of 16 columns)
+
+   Below TWB_PAIRS_ROWS rows the spreading costs more than it saves. */
 enum {
     TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
     TWB_QUANT_ROWS = 4,             /* rows of A in a tile: 4 x 16 sums in 8 of AVX2's 16 registers, beside them weights, |weights|, A, a product */
-    TWB_QUANT_A_BYTES = 128 << 10   /* of A's rows that a task goes over for each panel: a quarter of an L2 */
+    TWB_QUANT_A_BYTES = 128 << 10,  /* of A's rows that a task goes over for each panel: a quarter of an L2 */
+    TWB_PAIRS_ROWS = 24,            /* from so many rows on q8_0 goes by pairs, and at most */
+    TWB_PAIRS_MOST = 128,           /* so many rows are in a task: their sums for a panel are 8 KiB */
+    TWB_PAIRS_DEPTH = 8,            /* blocks of a panel that are spread at a time: 9 KiB, which stay in the L1 */
+    TWB_PAIRS_BLOCK = 1152,         /* bytes of a spread block: 16 scales and 16 sums, 32 bits each, and 512 weights of 16 bits */
+    TWB_PAIRS_A = 72                /* bytes of a block of a row of A: scale, sum and 32 numbers of 16 bits */
 };
 
 static TWB_UNUSED ptrdiff_t twb_quant_block_bytes(twb_type type) { return type == TWB_Q8_0 ? 34 : 18; }
@@ -1040,11 +1062,12 @@ typedef struct twb_quant_pack_job {
 /* A product: the rows of A quantized, then tasks of rows x columns. */
 typedef struct twb_quant_job {
     const twb_gemm_args *args;
-    bool vnni;
+    bool vnni, by_pairs;
     ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
     signed char *q;                 /* [m][32 blocks] */
     float *d;                       /* [m][blocks] */
     int32_t *sum;                   /* [m][blocks]: of each block's q */
+    unsigned char *pairs;           /* or, going by pairs, instead of these three: A as its tiles read it */
     twb_queue queue;
 } twb_quant_job;
 
@@ -1844,11 +1867,14 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     const double work = (double)g->m * (double)g->n * (double)g->k;
     ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = twb_ceil_div(g->n, TWB_PANEL) * TWB_PANEL, most;
     const int workers = cpu->threads > 1 && work > 1e6 ? cpu->threads : 1;
+    const bool pairs = g->b_type == TWB_Q8_0 && g->m >= TWB_PAIRS_ROWS && (cpu->isa == TWB_ISA_AVX2 || (cpu->isa == TWB_ISA_AVX512 && !cpu->vnni));
     memset(job, 0, sizeof *job);
     job->args = g;
     job->vnni = cpu->vnni;
     job->blocks = twb_quant_blocks(g->k);
-    most = twb_min_size(rows, twb_ceil_div(TWB_QUANT_A_BYTES, job->blocks * TWB_QUANT_BLOCK + 1) + 16);
+    most = twb_ceil_div(TWB_QUANT_A_BYTES, job->blocks * TWB_QUANT_BLOCK + 1) + 16;
+    if (pairs) most = TWB_PAIRS_MOST;
+    most = twb_min_size(rows, most);
     rows = twb_ceil_div(rows, twb_ceil_div(rows, most));
     if (workers > 1)
         while (twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < 4 * (ptrdiff_t)workers) {
@@ -1856,13 +1882,15 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
             else if (rows > 4 * TWB_QUANT_ROWS) rows = twb_ceil_div(rows, 2);
             else break;
         }
+    if (pairs) rows = twb_ceil_div(rows, TWB_QUANT_ROWS) * TWB_QUANT_ROWS;              /* whole tiles: A is laid out by them */
     job->task_rows = rows;
     job->task_columns = columns > 0 ? columns : (ptrdiff_t)TWB_PANEL;
     job->row_tasks = twb_ceil_div(g->m, rows);
     job->column_tasks = twb_ceil_div(g->n, job->task_columns);
     job->queue.count = job->row_tasks * job->column_tasks;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 1 ? job->queue.count : 1);
-    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->sum) + 64;
+    job->by_pairs = pairs;
+    return (size_t)g->m * (size_t)job->blocks * (pairs ? (size_t)TWB_PAIRS_A : TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->sum) + 64;
 }
 TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_quant_job job;
@@ -1873,6 +1901,7 @@ static void twb_quant_place(twb_quant_job *job, void *scratch) {
     job->d = twb_align64(scratch);
     job->sum = (int32_t *)(void *)(job->d + blocks);
     job->q = (signed char *)(job->sum + blocks);
+    job->pairs = (unsigned char *)job->d;
 }
 TWBDEF void twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_quant_job job, rows;
@@ -4546,6 +4575,145 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const twb_type type, const bo
     for (r = 0; r < R; r++) twb_store(sums + r * 16, p[r]);
 }
 
+#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
+/* ---- by pairs */
+#define twb_add16  TWB_NAME(twb_add16)
+#define twb_pair16 TWB_NAME(twb_pair16)
+#define twb_even16 TWB_NAME(twb_even16)
+#define twb_odd16  TWB_NAME(twb_odd16)
+#define twb_iput   TWB_NAME(twb_iput)
+#define twb_iget   TWB_NAME(twb_iget)
+/* Sums of 16-bit numbers; products of 16-bit numbers added in pairs; the bytes 0 and 2, and 1 and 3, of each lane as 16-bit numbers. */
+#if TWB_PASS == TWB_PASS_AVX2
+TWB_VFN twb_vi twb_add16(twb_vi x, twb_vi y) { x.a = _mm256_add_epi16(x.a, y.a); x.b = _mm256_add_epi16(x.b, y.b); return x; }
+TWB_VFN twb_vi twb_pair16(twb_vi x, twb_vi y) { x.a = _mm256_madd_epi16(x.a, y.a); x.b = _mm256_madd_epi16(x.b, y.b); return x; }
+TWB_VFN twb_vi twb_odd16(twb_vi x) { x.a = _mm256_srai_epi16(x.a, 8); x.b = _mm256_srai_epi16(x.b, 8); return x; }
+TWB_VFN twb_vi twb_even16(twb_vi x) { x.a = _mm256_slli_epi16(x.a, 8); x.b = _mm256_slli_epi16(x.b, 8); return twb_odd16(x); }
+TWB_VFN void twb_iput(void *to, twb_vi x) { memcpy(to, &x.a, sizeof x.a); memcpy((char *)to + 32, &x.b, sizeof x.b); }
+#else
+TWB_VFN twb_vi twb_add16(twb_vi x, twb_vi y) { return _mm512_add_epi16(x, y); }
+TWB_VFN twb_vi twb_pair16(twb_vi x, twb_vi y) { return _mm512_madd_epi16(x, y); }
+TWB_VFN twb_vi twb_odd16(twb_vi x) { return _mm512_srai_epi16(x, 8); }
+TWB_VFN twb_vi twb_even16(twb_vi x) { return twb_odd16(_mm512_slli_epi16(x, 8)); }
+TWB_VFN void twb_iput(void *to, twb_vi x) { memcpy(to, &x, sizeof x); }
+#endif
+TWB_VFN twb_vi twb_iget(const unsigned char *from) { uint32_t x; memcpy(&x, from, sizeof x); return twb_iset1(x); }
+
+/* `blocks` blocks of a panel, spread: 16 scales, 16 sums -(w0 w1 + w2 w3 + ...), then eight times the even and the odd weights of four k's. */
+TWB_FN void TWB_NAME(twb_pairs_spread)(const unsigned char *panel, ptrdiff_t blocks, unsigned char *to) {
+    for (; blocks > 0; blocks--, panel += 544, to += TWB_PAIRS_BLOCK) {
+        twb_vi sum = twb_iset1(0);
+        int g;
+        for (g = 0; g < 8; g++) {
+            const twb_vi w = twb_bytes(panel + 32 + 64 * g), even = twb_even16(w), odd = twb_odd16(w);
+            sum = twb_iadd(sum, twb_pair16(even, odd));
+            twb_iput(to + 128 + 128 * g, even);
+            twb_iput(to + 192 + 128 * g, odd);
+        }
+        twb_store((float *)(void *)to, twb_load_f16((const uint16_t *)(const void *)panel));
+        twb_iput(to + 64, twb_iadd(twb_ixor(sum, twb_iset1(0xFFFFFFFFu)), twb_iset1(1)));
+    }
+}
+
+/* The tile: R rows of A by `blocks` spread blocks, onto sums [R][16]. */
+TWB_VFN void TWB_NAME(twb_pairs_tile)(const int R, const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) {
+    twb_v p[TWB_QUANT_ROWS];
+    int g, r;
+    TWB_UNROLL
+    for (r = 0; r < R; r++) p[r] = twb_load(sums + 16 * r);
+    for (; blocks > 0; blocks--) {
+        twb_vi acc[TWB_QUANT_ROWS];
+        TWB_UNROLL
+        for (r = 0; r < R; r++) acc[r] = twb_iadd(twb_iget(a + 4 * (R + r)), twb_bytes(w + 64));
+        TWB_UNROLL
+        for (g = 0; g < 8; g++) {
+            const twb_vi even = twb_bytes(w + 128 + 128 * g), odd = twb_bytes(w + 192 + 128 * g);
+            TWB_UNROLL
+            for (r = 0; r < R; r++) {
+                const unsigned char *x = a + 8 * (R + g * R + r);
+                acc[r] = twb_iadd(acc[r], twb_pair16(twb_add16(twb_iget(x), odd), twb_add16(twb_iget(x + 4), even)));
+                TWB_IN_ORDER(acc[r]);
+            }
+        }
+        TWB_UNROLL
+        for (r = 0; r < R; r++) {
+            float d;
+            memcpy(&d, a + 4 * r, sizeof d);
+            p[r] = twb_fma(twb_tofloat(acc[r]), twb_mul(twb_load((const float *)(const void *)w), twb_set1(d)), p[r]);
+        }
+        a += R * TWB_PAIRS_A;
+        w += TWB_PAIRS_BLOCK;
+    }
+    TWB_UNROLL
+    for (r = 0; r < R; r++) twb_store(sums + 16 * r, p[r]);
+}
+#define TWB_PAIRS(R) TWB_FN void TWB_NAME(twb_pairs_##R)(const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) { \
+    TWB_NAME(twb_pairs_tile)(R, a, w, blocks, sums); }
+TWB_PAIRS(1) TWB_PAIRS(2) TWB_PAIRS(3) TWB_PAIRS(4)
+#undef TWB_PAIRS
+
+/* Rows i0 to i1 of C, 16 columns (or fewer) from j on. */
+TWB_FN void TWB_NAME(twb_pairs_panel)(const twb_quant_job *job, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j, ptrdiff_t columns) {
+    static void (*const tiles[TWB_QUANT_ROWS])(const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) = {
+        TWB_NAME(twb_pairs_1), TWB_NAME(twb_pairs_2), TWB_NAME(twb_pairs_3), TWB_NAME(twb_pairs_4) };
+    const twb_gemm_args *g = job->args;
+    float sums[TWB_PAIRS_MOST * 16], space[(TWB_PAIRS_DEPTH * TWB_PAIRS_BLOCK + 64) / sizeof(float)];
+    unsigned char *w = (unsigned char *)twb_align64(space);
+    ptrdiff_t b, i, r;
+    memset(sums, 0, (size_t)(i1 - i0) * 16 * sizeof *sums);
+    for (b = 0; b < job->blocks; b += TWB_PAIRS_DEPTH) {
+        const ptrdiff_t some = twb_min_size(job->blocks - b, TWB_PAIRS_DEPTH);
+        const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(TWB_Q8_0, g->k, j / 16, b);
+        const ptrdiff_t share = TWB_PAIRS_DEPTH * 544 / twb_ceil_div(i1 - i0, TWB_QUANT_ROWS) + 1;        /* of the next piece, for each tile */
+        ptrdiff_t ahead = some * 544, until = ahead;
+        TWB_NAME(twb_pairs_spread)(panel, some, w);
+        for (i = i0; i < i1; i += TWB_QUANT_ROWS) {
+            const ptrdiff_t rows = twb_min_size(g->m - i, TWB_QUANT_ROWS);
+            tiles[rows - 1](job->pairs + (i * job->blocks + b * rows) * TWB_PAIRS_A, w, some, sums + (i - i0) * 16);
+            for (until += share; ahead < until; ahead += 64) TWB_PREFETCH((const char *)panel + ahead);
+            if (b + some == job->blocks) for (r = 0; r < rows; r++) TWB_PREFETCH_L2((const char *)(g->c + (i + r) * g->ldc + j));
+        }
+    }
+    for (i = i0; i < i1; i += TWB_SKINNY_ROWS)
+        TWB_NAME(twb_skinny_store)(g, 0, sums + (i - i0) * 16, 16, i, twb_min_size(TWB_SKINNY_ROWS, i1 - i), j, columns, true, true);
+}
+/* The sixteen numbers of x as 16-bit numbers in fours 0 2 1 3, in the order 0..3, 8..11, 4..7, 12..15. */
+TWB_VFN __m256i TWB_NAME(twb_pairs_words)(twb_vi x) {
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+#if TWB_PASS == TWB_PASS_AVX2
+    return _mm256_shuffle_epi8(_mm256_packs_epi32(x.a, x.b), order);
+#else
+    return _mm256_shuffle_epi8(_mm256_packs_epi32(_mm512_castsi512_si256(x), _mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 1)), order);
+#endif
+}
+/* Four fours to every `step` bytes of `to`. */
+TWB_VFN void TWB_NAME(twb_pairs_fours)(__m256i x, unsigned char *to, ptrdiff_t step) {
+    const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+    _mm_storel_epi64((__m128i *)(void *)to, low);
+    _mm_storel_epi64((__m128i *)(void *)(to + step), high);
+    _mm_storel_epi64((__m128i *)(void *)(to + 2 * step), _mm_unpackhi_epi64(low, low));
+    _mm_storel_epi64((__m128i *)(void *)(to + 3 * step), _mm_unpackhi_epi64(high, high));
+}
+/* A block of a row, 16 numbers each in x and y, into its place as row r of a tile of R: scale, sum, fours. */
+TWB_VFN void TWB_NAME(twb_pairs_put)(twb_vi x, twb_vi y, float d, ptrdiff_t R, ptrdiff_t r, unsigned char *to) {
+    const __m256i low = TWB_NAME(twb_pairs_words)(x), high = TWB_NAME(twb_pairs_words)(y);
+    const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_shuffle_epi32(low, 0xB1)),       /* even times odd k's: each four's sum twice */
+                                          _mm256_madd_epi16(high, _mm256_shuffle_epi32(high, 0xB1)));
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    const int32_t sum = -_mm_cvtsi128_si32(_mm_add_epi32(half, _mm_unpackhi_epi64(half, half)));
+    memcpy(to + 4 * r, &d, sizeof d);
+    memcpy(to + 4 * (R + r), &sum, sizeof sum);
+    TWB_NAME(twb_pairs_fours)(low, to + 8 * (R + r), 8 * R);
+    TWB_NAME(twb_pairs_fours)(high, to + 8 * (5 * R + r), 8 * R);
+}
+#undef twb_add16
+#undef twb_pair16
+#undef twb_even16
+#undef twb_odd16
+#undef twb_iget
+#undef twb_iput
+#endif
+
 typedef void (*TWB_NAME(twb_quant_tile_fn))(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums);
 #define TWB_TILE(R, V, vnni) \
     TWB_FN void TWB_NAME(twb_quant_tile_q8_##R##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { TWB_NAME(twb_quant_tile)(R, TWB_Q8_0, vnni, job, i, panel, sums); } \
@@ -4574,6 +4742,9 @@ TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
         for (j = j0; j < j1; j += 16) {
             const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0);
             ptrdiff_t left = twb_ceil_div(i1 - i0, TWB_QUANT_ROWS);
+#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
+            if (job->by_pairs) { TWB_NAME(twb_pairs_panel)(job, i0, i1, j, twb_min_size(16, j1 - j)); continue; }
+#endif
             for (i = i0; i < i1; left--) {
                 const ptrdiff_t rows = twb_ceil_div(i1 - i, left);
                 tiles[rows - 1](job, i, panel, sums);
@@ -4599,20 +4770,27 @@ TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
                 twb_v low = n >= 16 ? twb_load(a) : twb_loadn(a, (int)n), high;
                 float top, bad, d = 0;
                 int32_t sum = 0;
+                twb_vi x = twb_iset1(0), y = x;
                 high = n >= 32 ? twb_load(a + 16) : n > 16 ? twb_loadn(a + 16, (int)(n - 16)) : twb_set1(0.0f);
                 top = twb_hmax(twb_max(twb_abs(low), twb_abs(high)));
                 bad = twb_hsum(twb_add(twb_sub(low, low), twb_sub(high, high)));           /* 0, or NaN: a number is not finite */
                 if (bad >= 0 && top >= 1e-30f) {
                     const twb_v inverse = twb_set1(127.0f / top);
-                    twb_vi x = twb_toint(twb_mul(low, inverse)), y = twb_toint(twb_mul(high, inverse));
-                    twb_put_bytes(q, x);
-                    twb_put_bytes(q + 16, y);
-                    sum = (int32_t)twb_hsum(twb_tofloat(twb_iadd(x, y)));
+                    x = twb_toint(twb_mul(low, inverse));
+                    y = twb_toint(twb_mul(high, inverse));
                     d = top / 127.0f;
-                } else {
-                    memset(q, 0, TWB_QUANT_BLOCK);
-                    d = bad;
+                } else d = bad;
+#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
+                if (job->by_pairs) {
+                    const ptrdiff_t first = i / TWB_QUANT_ROWS * TWB_QUANT_ROWS, rows = twb_min_size(g->m - first, TWB_QUANT_ROWS);
+                    unsigned char *to = job->pairs + (first * job->blocks + b * rows) * TWB_PAIRS_A;
+                    TWB_NAME(twb_pairs_put)(x, y, d, rows, i - first, to);
+                    continue;
                 }
+#endif
+                sum = (int32_t)twb_hsum(twb_tofloat(twb_iadd(x, y)));
+                twb_put_bytes(q, x);
+                twb_put_bytes(q + 16, y);
                 job->d[i * job->blocks + b] = d;
                 job->sum[i * job->blocks + b] = sum;
             }

@@ -108,6 +108,14 @@ static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, fl
     for (i = 0; i < (size_t)(m * lda); i++) a[i] = number_of(kind_a, i);
     for (i = 0; i < (size_t)(n * k); i++) w[i] = number_of(kind_w, i);
     CHECK(twb_quantize_packed(&cpu, type, n, k, TWB_F32, true, w, k, packed), "%s: refused", name);
+    if (kind_w == 6) {                                                  /* -128, which no quantizer makes and a file may hold */
+        const size_t row_bytes = twb_quant_row_bytes(type, k), block_bytes = twb_quant_row_bytes(type, 1);
+        unsigned char *blocks = (unsigned char *)check_malloc(row_bytes * (size_t)n);
+        CHECK(twb_quantize(&cpu, type, n, k, w, k, blocks), "%s: refused", name);
+        for (i = 0; i < row_bytes * (size_t)n; i++) if (i % block_bytes > 1 && (i & 64 || i % 3 == 0)) blocks[i] = 0x80;
+        twb_quant_pack(&cpu, type, n, k, blocks, packed);
+        free(blocks);
+    }
     twb_quant_embedding(&cpu, type, n, k, NULL, packed, exact, k);
     memset(&g, 0, sizeof g);
     memset(&e, 0, sizeof e);
@@ -211,7 +219,7 @@ static void check_search(void) {
 
 int main(void) {
     static const int sizes[][3] = { { 1, 1, 1 }, { 1, 16, 32 }, { 1, 17, 33 }, { 2, 5, 64 }, { 3, 40, 95 }, { 4, 16, 128 }, { 5, 33, 31 }, { 7, 64, 96 },
-                                    { 9, 50, 200 }, { 33, 70, 64 }, { 130, 35, 160 }, { 1, 700, 768 }, { 6, 48, 3072 }, { 0, 5, 32 }, { 2, 3, 0 } };
+                                    { 9, 50, 200 }, { 24, 18, 808 }, { 33, 70, 64 }, { 130, 35, 160 }, { 1, 700, 768 }, { 6, 48, 3072 }, { 0, 5, 32 }, { 2, 3, 0 } };
     size_t s;
     int t, kind;
     for (t = 0; t < 2; t++) {
@@ -225,6 +233,8 @@ int main(void) {
             check_product(t, m, n, k, 2, 1, -1.25f, 0.5f, 1);
             check_product(t, m, n, k, 4, 0, 1, 0, 0);
             check_product(t, m, n, k, 3, 5, 1, 0, 1);
+            check_product(t, m, n, k, 2, 6, 1, 0, 0);
+            check_product(t, m, n, k, 1, 6, 1, 0, 0);
         }
     }
     check_refusals();
