@@ -17403,7 +17403,7 @@ static bool twi_begin_anew(tw_model *m, tw_tensor *t) {
     return true;
 }
 
-static bool twi_load_weights(tw_model *m, const tw_weights *file, const tw_load_desc *how) {
+static bool twi_load_parameters(tw_model *m, const tw_weights *file, const tw_load_desc *how) {
     size_t i;
     bool transposed = twi_is_transposed(m, file);
     if (!twi_untie(m, file)) return false;
@@ -17422,6 +17422,18 @@ static bool twi_load_weights(tw_model *m, const tw_weights *file, const tw_load_
         if (!twi_take_weight(m, t, w, how)) return false;
     }
     return true;
+}
+
+typedef struct twi_load_call { tw_model *m; const tw_weights *file; const tw_load_desc *how; bool ok; } twi_load_call;
+static void twi_load_body(void *arg) {
+    twi_load_call *c = (twi_load_call *)arg;
+    c->ok = twi_load_parameters(c->m, c->file, c->how);
+}
+static bool twi_load_weights(tw_model *m, const tw_weights *file, const tw_load_desc *how) {
+    twi_load_call c;
+    c.m = m; c.file = file; c.how = how; c.ok = false;
+    twi_with_team(m->region.tw, twi_load_body, &c);
+    return c.ok;
 }
 
 /* -- opening ------------------------------------------------------------------------------------------------- */
