@@ -2457,6 +2457,10 @@ static void twb_attention_plan(const twb_cpu *cpu, const twb_attention_args *arg
     if (work * (a->tq == 1 ? 4.0 : 1.0) < (cpu->team ? 4e5 : 4e6)) workers = 1;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 0 ? job->queue.count : 1);
 }
+/* Enough for as many workers as there can be: the call may come with a team, and then uses more of them. */
+static size_t twb_attention_room(const twb_cpu *cpu, const twb_attention_job *job) {
+    return (size_t)(cpu->threads > 1 ? twb_min_size(cpu->threads, job->queue.count > 0 ? job->queue.count : 1) : 1) * job->worker_floats * sizeof(float) + 64;
+}
 
 static void twb_attention_run(const twb_cpu *cpu, twb_attention_job *job, void *scratch) {
     job->scratch = twb_align64(scratch);
@@ -2466,7 +2470,7 @@ static void twb_attention_run(const twb_cpu *cpu, twb_attention_job *job, void *
 TWBDEF size_t twb_attention_scratch(const twb_cpu *cpu, const twb_attention_args *args) {
     twb_attention_job job;
     twb_attention_plan(cpu, args, NULL, &job);
-    return (size_t)job.queue.workers * job.worker_floats * sizeof(float) + 64;
+    return twb_attention_room(cpu, &job);
 }
 TWBDEF void twb_attention(const twb_cpu *cpu, const twb_attention_args *args, void *scratch) {
     twb_attention_job job;
@@ -2478,7 +2482,7 @@ TWBDEF size_t twb_attention_backward_scratch(const twb_cpu *cpu, const twb_atten
                                              const twb_attention_grads *grads) {
     twb_attention_job job;
     twb_attention_plan(cpu, args, grads, &job);
-    return (size_t)job.queue.workers * job.worker_floats * sizeof(float) + 64;
+    return twb_attention_room(cpu, &job);
 }
 TWBDEF void twb_attention_backward(const twb_cpu *cpu, const twb_attention_args *args,
                                    const twb_attention_grads *grads, void *scratch) {

@@ -1484,15 +1484,17 @@ class Twinkle:
 
     pid = "self"                                                 # its processes are children of this one, and finished
 
-    def __init__(self, exe, threads, label="twinkle", dtype=None):
-        self.exe, self.threads, self.name, self.dtype = exe, threads, label, dtype
+    def __init__(self, exe, threads, label="twinkle", dtype=None, more=()):
+        self.exe, self.threads, self.name, self.dtype, self.more = exe, threads, label, dtype, list(more)
 
     def setup(self, case):
         self.case = case
         args = case.get("twinkle")
         if args is None:
             return {"error": "twinkle bench has no such case"}
-        self.args = list(map(str, args)) + (["--dtype", self.dtype] if self.dtype else [])
+        if self.more and not case.get("trans_b"):
+            return {"error": "nothing else to measure here"}
+        self.args = list(map(str, args)) + (["--dtype", self.dtype] if self.dtype else []) + self.more
         reply = self.sample()
         if "error" in reply:
             return reply
@@ -1800,6 +1802,8 @@ class Bench:
 
     def run_gemm(self, subject, shapes, threads, names, dtypes, target):
         workers = self.start(names, threads, dtypes)
+        if subject == "gemm" and self.args.twinkle:
+            workers.append(Twinkle(self.args.twinkle, threads, "twinkle-unpacked", None, ["--unpacked"]))
         for m, n, k, trans in shapes:
             case = {"kind": "gemm", "m": m, "n": n, "k": k, "trans_b": trans, "target": target,
                     "twinkle": ["bench", "gemm", "--m", m, "--n", n, "--k", k] + (["--trans-b"] if trans else [])}
@@ -1817,7 +1821,9 @@ class Bench:
             self.peak(t)
             self.run_gemm("gemm", self.gemm_cases(), t, names, (None,), 0.02 if self.args.quick else 0.1)
         self.table("gemm", names + ["twinkle"], "GFLOP/s", lambda c, t: self.peak(t), "FMA peak",
-                   title="gemm f32 (MxNxK; t: the right side is stored [N,K]; packed: packed before timing)")
+                   title="gemm f32 (MxNxK; t: the right side is stored [N,K]; packed: packed before timing, and so are Twinkle's [N,K])")
+        self.table("gemm", [n for n in names if "packed" not in n] + ["twinkle-unpacked"], "GFLOP/s", lambda c, t: self.peak(t), "FMA peak",
+                   title="gemm f32, nobody packs before timing")
 
     def do_lowp(self):
         groups = {"bf16": ["torch-bf16", "ggml-bf16", "ggml-f16"], "int8": ["fbgemm-int8", "ort-int8", "onednn-int8", "ggml-q8_0"], "q4": ["ggml-q4_0"]}
