@@ -3874,6 +3874,8 @@ struct tw_tensor {
     bool        as_in_file;            /* borrowed from a mapped file, and nobody was given the numbers to write */
     bool        pack_wanted;           /* the next product that only predicts makes its panels */
     void       *panels;                /* the matrix packed for the products; its plain form may be gone then: see twi_plain */
+    struct twi_node *maker;            /* the operation on the tape whose output it is */
+    bool        forgotten;             /* its numbers were given back, and the backward pass computes them again: see twi_forget */
 };
 
 static const struct { const char *name; unsigned char bytes; } twi_dtypes[TW_DTYPE_COUNT] = {
@@ -4416,6 +4418,7 @@ static tw_tensor *twi_note_always(twi_operation op, tw_tensor *output, tw_tensor
     node->output = output;
     node->previous = tw->tape;
     tw->tape = node;
+    output->maker = node;
     output->requires_grad = true;
     output->recycle = tw->recycling;
     return output;
@@ -4426,6 +4429,40 @@ static tw_tensor *twi_note(twi_operation op, tw_tensor *output, tw_tensor *const
     if (!output) return NULL;
     output->name = twi_operations[op].name;
     return twi_wants_grad(output->tw, input, inputs) ? twi_note_always(op, output, input, inputs, saved, saved_bytes) : output;
+}
+
+/* -- what is cheaper to compute again than to keep ----------------------------------------------------
+   A block's backward pass reads what its forward pass made.  Most of it costs a matrix product; but the output of a norm,
+   or of an activation whose argument is kept for its gradient, is one pass over what is there anyway.  In GPT-2's block these are
+   2 + 4 of the 17 vectors of a token (Chen et al. 2016 call it recomputing; with tw_gradient_checkpointing whole blocks are).  When a
+   block is done these rooms are given back, and the backward pass fills them again just before they are read. */
+static bool twi_is_cheap(const twi_node *node);             /* chapter operations: linear layers, norms */
+static void twi_compute_again(twi_node *node);              /* fills node->output->data */
+
+/* What the nodes newer than `until` made, but for the result. */
+static void twi_forget(tw_context *tw, const twi_node *until, tw_tensor *result) {
+    twi_node *node;
+    for (node = tw->tape; node && node != until; node = node->previous) {
+        tw_tensor *y = node->output;
+        if (!y->recycle || y->forgotten || !y->data || y == twi_base(result) || !twi_is_cheap(node)) continue;
+        twi_step_free(tw, y->data, (size_t)tw_count(y), sizeof(float));
+        y->data = NULL;
+        y->forgotten = true;
+    }
+}
+/* The operand of an operation that runs backward, with its numbers. */
+static bool twi_remember(tw_tensor *t) {
+    tw_tensor *base = t ? twi_base(t) : NULL;
+    if (!base || !base->maker) return true;
+    if (base->forgotten) {
+        if (!twi_remember(base->maker->input[0])) return false;
+        base->data = twi_step_alloc(base->tw, (size_t)tw_count(base), sizeof(float));
+        if (!base->data) return false;
+        base->forgotten = false;
+        if (twi_computes(base->tw)) twi_compute_again(base->maker);
+    }
+    if (t != base && t->dtype == TW_F32) t->data = base->tw->planning ? base->data : (char *)base->data + t->offset * (int64_t)sizeof(float);
+    return true;
 }
 
 /* -- where a gradient goes ---------------------------------------------------------------------------
@@ -4530,7 +4567,9 @@ static void twi_pass_on(twi_node *node, tw_tensor *t, float *dy) {
 static void twi_run_backward(twi_node *node) {
     tw_tensor *output = node->output;
     tw_context *tw = output->tw;
+    int i;
     if (!output->grad || output->grad_stale) return;       /* the loss does not depend on it */
+    for (i = 0; i < node->inputs; i++) if (!twi_remember(node->input[i])) return;
     twi_operations[node->op].backward(node, output->grad);
     if (output->keep_grad) return;
     twi_step_free(tw, output->grad, (size_t)tw_count(output), sizeof(float));
@@ -4598,16 +4637,17 @@ TWDEF void tw_end_step(tw_context *tw) {
     tw->tape = NULL;
 }
 
-/* -- a stream of blocks without gradients --------------------------------------------------------------
-   A model hands x from block to block.  Where no gradient is wanted, a block's inside is dead once its
+/* -- a stream of blocks -------------------------------------------------------------------------------
+   A model hands x from block to block.  Where gradients are wanted, what a block can compute again is forgotten.  Where none is, a block's inside is dead once its
    result is there: the result is copied over the block's input and the arena rewinds, so the memory
    does not grow with the number of layers. */
-typedef struct twi_stream { tw_context *tw; twi_mark mark; bool rewinds; } twi_stream;
+typedef struct twi_stream { tw_context *tw; twi_mark mark; const twi_node *before; bool rewinds; } twi_stream;
 
 static tw_tensor *twi_stream_begin(twi_stream *s, tw_tensor *x, bool keep_all) {
     tw_tensor *own;
     if (!x) return NULL;
     s->tw = x->tw;
+    s->before = x->tw->tape;
     s->rewinds = s->tw->no_grad && !keep_all;
     if (!s->rewinds) return x;
     own = twi_new_like(x);
@@ -4618,6 +4658,10 @@ static tw_tensor *twi_stream_begin(twi_stream *s, tw_tensor *x, bool keep_all) {
 }
 
 static tw_tensor *twi_stream_next(twi_stream *s, tw_tensor *x, tw_tensor *result) {
+    if (!s->rewinds && result) {
+        twi_forget(s->tw, s->before, result);
+        s->before = s->tw->tape;
+    }
     if (!s->rewinds || !result) return result;
     if (twi_computes(s->tw)) tw_read(result, (float *)x->data, tw_count(x));
     twi_rewind(s->tw, &s->mark);
@@ -5313,7 +5357,8 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     g.b_packed = twi_is_quantized(weight->dtype);
     if (!twi_is_quantized(weight->dtype)) {
         if (weight->pack_wanted && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
-        if (weight->panels) { g.b = weight->panels; g.b_packed = true; }
+        if (weight->panels && !x->tw->bf16) { g.b = weight->panels; g.b_packed = true; }
+        else g.b = twi_plain(weight);
     }
     g.bf16_products = saved.bf16 = x->tw->bf16;
     g.c = twi_f32(y); g.ldc = g.n;
@@ -5429,7 +5474,7 @@ static void twi_log_softmax_backward(twi_node *node, float *dy) {
     twi_close_slot(&slot);
 }
 
-typedef struct twi_norm_saved { float *mean, *rstd; } twi_norm_saved;        /* [rows]; RMS norm has no mean */
+typedef struct twi_norm_saved { float *mean, *rstd, eps; } twi_norm_saved;        /* [rows]; RMS norm has no mean */
 
 static bool twi_norm_operands(tw_tensor **x, tw_tensor *weight, tw_tensor *bias, const char *what) {
     *x = twi_row_operand(*x, what);
@@ -5452,6 +5497,7 @@ TWDEF tw_tensor *tw_layer_norm_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bi
     rows = (size_t)twi_rows(x);
     c = (ptrdiff_t)twi_columns(x);
     memset(&saved, 0, sizeof saved);
+    saved.eps = eps;
     y = twi_new_like(x);
     if (!y) return NULL;
     if (twi_wants_grad(x->tw, inputs, 3)) {
@@ -5486,6 +5532,7 @@ TWDEF tw_tensor *tw_rms_norm_op(tw_tensor *x, tw_tensor *weight, float eps) {
     rows = (size_t)twi_rows(x);
     c = (ptrdiff_t)twi_columns(x);
     memset(&saved, 0, sizeof saved);
+    saved.eps = eps;
     y = twi_new_like(x);
     saved.rstd = (float *)twi_step_alloc(x->tw, rows, sizeof(float));
     if (!y || !saved.rstd) return NULL;
@@ -5503,6 +5550,24 @@ static void twi_rms_norm_backward(twi_node *node, float *dy) {
         twb_rms_norm_backward(&x->tw->cpu, (ptrdiff_t)twi_rows(x), c, twi_f32(x), c, dy, c, weight ? twi_f32(weight) : NULL, saved->rstd,
                               slot.data, c, slot.accumulate, dweight);
     twi_close_slot(&slot);
+}
+
+/* see twi_forget */
+static bool twi_is_cheap(const twi_node *node) {
+    const twi_linear_saved *linear = (const twi_linear_saved *)node->saved;
+    if (node->op == TWI_OP_LINEAR) return linear->before && !node->input[3];         /* with a residual it was added to what is forgotten */
+    return node->op == TWI_OP_LAYER_NORM || node->op == TWI_OP_RMS_NORM;
+}
+static void twi_compute_again(twi_node *node) {
+    const twi_norm_saved *norm = (const twi_norm_saved *)node->saved;
+    const twi_linear_saved *linear = (const twi_linear_saved *)node->saved;
+    tw_tensor *y = node->output, *x = node->input[0], *weight = node->input[1], *bias = node->inputs > 2 ? node->input[2] : NULL;
+    const ptrdiff_t rows = (ptrdiff_t)twi_rows(y), c = (ptrdiff_t)twi_columns(y);
+    const twb_cpu *cpu = &y->tw->cpu;
+    if (node->op == TWI_OP_LINEAR) twb_unary(cpu, twb_activation_op((twb_activation)linear->activation), (ptrdiff_t)tw_count(y), linear->before, twi_f32(y));
+    else if (node->op == TWI_OP_LAYER_NORM)
+        twb_layer_norm(cpu, rows, c, twi_f32(x), c, weight ? twi_f32(weight) : NULL, bias ? twi_f32(bias) : NULL, norm->eps, twi_f32(y), c, NULL, NULL);
+    else twb_rms_norm(cpu, rows, c, twi_f32(x), c, weight ? twi_f32(weight) : NULL, norm->eps, twi_f32(y), c, norm->rstd);
 }
 
 /* -- looking rows up -------------------------------------------------------------------------------------------- */

@@ -1087,7 +1087,7 @@ typedef struct twb_quant_rows_job {
    a running pair (max, sum) over chunks is rescaled by exp(old max - new max) where the maximum grows
    (Milakov, Gimelshein: Online normalizer calculation for softmax, 2018). */
 enum {
-    TWB_LOGITS_BUDGET = 64 << 20,   /* bytes of logits held at a time when gradients are wanted: GPT-2's for 333 rows */
+    TWB_LOGITS_BUDGET = 32 << 20,   /* bytes of logits held at a time when gradients are wanted: GPT-2's for 166 rows.  Half would cost 2 % of a step */
     TWB_LOSS_ROWS = 256,            /* without gradients: rows and columns of logits held, 4 MiB: they stay in the L3 */
     TWB_LOSS_COLUMNS = 4096
 };

@@ -345,6 +345,60 @@ static void failing_case(void) {
     printf("%ld allocations over load, step and save, each made to fail\n", first_good);
 }
 
+/* What the backward pass computes again (norms, activations) is what the forward pass had: the gradients of a step of the
+   trainable model, which forgets them, beside those of a plain pass, which keeps everything. */
+static const char *const forgetful[] = {
+    "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":3,\"n_embd\":36,\"n_head\":3,\"n_positions\":64,\"vocab_size\":131}",
+    "{\"model_type\":\"bert\",\"architectures\":[\"BertForMaskedLM\"],\"num_hidden_layers\":3,\"hidden_size\":36,\"num_attention_heads\":3,\"intermediate_size\":70,"
+        "\"max_position_embeddings\":64,\"vocab_size\":131}",
+    "{\"model_type\":\"t5\",\"architectures\":[\"T5ForConditionalGeneration\"],\"num_layers\":2,\"num_decoder_layers\":3,\"d_model\":32,\"d_kv\":8,\"num_heads\":4,\"d_ff\":70,"
+        "\"vocab_size\":131,\"decoder_start_token_id\":0,\"pad_token_id\":0,\"feed_forward_proj\":\"gated-gelu\",\"tie_word_embeddings\":false}",
+    "{\"model_type\":\"t5\",\"architectures\":[\"T5ForConditionalGeneration\"],\"num_layers\":2,\"num_decoder_layers\":2,\"d_model\":32,\"d_kv\":8,\"num_heads\":4,\"d_ff\":70,"
+        "\"vocab_size\":131,\"decoder_start_token_id\":0,\"pad_token_id\":0}",
+    "{\"model_type\":\"glm\",\"architectures\":[\"GlmForCausalLM\"],\"num_hidden_layers\":3,\"hidden_size\":32,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":8,"
+        "\"intermediate_size\":70,\"max_position_embeddings\":64,\"vocab_size\":131}"
+};
+static double worst_forgotten;
+static void forgetting_case(const char *config) {
+    tw_context *one = tw_create(NULL), *two = tw_create(NULL);
+    tw_model *forgets = tw_from_config_with(one, config, NULL), *keeps = tw_from_config_with(two, config, NULL);
+    tw_batch batch[2];
+    tw_outputs out;
+    int32_t ids[34];
+    int64_t p, i;
+    int side;
+    CHECK(forgets && keeps, "%s%s", tw_error(one), tw_error(two));
+    if (!forgets || !keeps) return;
+    for (i = 0; i < 34; i++) ids[i] = (int32_t)((i * 29 + 7) % 131);
+    for (side = 0; side < 2; side++) {
+        tw_context *tw = side ? two : one;
+        memset(&batch[side], 0, sizeof batch[side]);
+        tw_batch_set(&batch[side], "input_ids", tw_ids(tw, tw_shape2(2, 17), ids));
+        tw_batch_set(&batch[side], "labels", tw_ids(tw, tw_shape2(2, 17), ids));
+    }
+    tw_set_optimizer(forgets, "adamw", NULL);
+    tw_set_dropout(forgets, 0);
+    tw_set_dropout(keeps, 0);
+    tw_forward_backward(forgets, &batch[0], NULL);
+    memset(&out, 0, sizeof out);
+    CHECK(tw_model_forward(keeps, &batch[1], NULL, &out) && tw_backward(tw_batch_get(&out, "loss")), "%s: %s", tw_class_of(keeps), tw_error(two));
+    CHECK(!tw_failed(one), "%s: %s", tw_class_of(forgets), tw_error(one));
+    for (p = 0; p < tw_parameter_count(forgets); p++) {
+        tw_tensor *g = tw_grad(tw_parameter_at(forgets, p)), *h = tw_grad(tw_parameter_at(keeps, p));
+        double off = 0, most = 1e-12;
+        CHECK(!g == !h, "%s: one of the gradients of %s is missing", tw_class_of(keeps), tw_name_of(tw_parameter_at(keeps, p)));
+        for (i = 0; g && h && i < tw_count(g); i++) {
+            double x = (double)tw_data(g)[i], y = (double)tw_data(h)[i];
+            if (!(fabs(x - y) <= off)) off = fabs(x - y);
+            if (fabs(y) > most) most = fabs(y);
+        }
+        CHECK(off / most < 1e-5, "%s: the gradient of %s is off by %g", tw_class_of(keeps), tw_name_of(tw_parameter_at(keeps, p)), off / most);
+        if (off / most > worst_forgotten) worst_forgotten = off / most;
+    }
+    tw_destroy(one);
+    tw_destroy(two);
+}
+
 int main(void) {
     static const char *const names[] = { "adamw_linear", "adamw_no_clip", "adamw_strong_decay", "adam", "sgd", "sgd_momentum", "lion", "adafactor", "accumulation", "accumulation_uneven", "label_smoothing" };
     uint64_t bits;
@@ -360,6 +414,7 @@ int main(void) {
     memory_case(false);
     memory_case(true);
     failing_case();
-    printf("worst loss %.2g\n", worst_loss);
+    for (i = 0; i < sizeof forgetful / sizeof *forgetful; i++) forgetting_case(forgetful[i]);
+    printf("worst loss %.2g, gradient after forgetting %.2g\n", worst_loss, worst_forgotten);
     return check_done();
 }
