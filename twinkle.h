@@ -1049,6 +1049,11 @@ TWDEF bool       tw_to(tw_model *model, tw_dtype dtype);
    is opened for it, as only a model knows which tensors are matrices of what: then it is the model's tensors that are written. */
 TWDEF bool       tw_convert_pretrained(tw_context *tw, const char *from_folder, const char *to_folder, tw_dtype dtype);
 
+/* This model is going to predict again and again: the next pass packs its weights for the products, which otherwise happens after two
+   dozen passes, or when so many tokens are to be written.  It costs what about ten passes of one token gain.  Nothing for a model that
+   trains, and for f32 weights of its own. */
+TWDEF void       tw_pack_weights(tw_model *model);
+
 TWDEF tw_tokenizer *tw_tokenizer_of(const tw_model *model);                    /* NULL: it has none */
 TWDEF void          tw_set_tokenizer(tw_model *model, tw_tokenizer *tokenizer);   /* the model uses it, and saves it; it stays yours */
 
@@ -17591,6 +17596,8 @@ TWDEF bool tw_to(tw_model *model, tw_dtype dtype) {
     }
     return true;
 }
+
+TWDEF void tw_pack_weights(tw_model *model) { if (model) twi_expect_passes(model, TWI_PASSES_TO_PACK); }
 
 /* -- saving --------------------------------------------------------------------------------------------------------- */
 

@@ -2197,6 +2197,7 @@ static void bench_with_model(arguments *a, tw_dtype dtype, const char *what) {
     for (i = 0; b.model && !option_given(a, "--dtype") && i < tw_parameter_count(b.model); i++)     /* as it is in the file */
         if (tw_rank(tw_parameter_at(b.model, i)) >= 2) { dtype = tw_dtype_of(tw_parameter_at(b.model, i)); break; }
     load_seconds = seconds_now(tw) - began;
+    if (!training) tw_pack_weights(b.model);                   /* as a program does that goes on predicting */
     b.batch = generating ? 1 : option_whole(a, "--batch", 1);
     b.seq = generating ? option_whole(a, "--prompt-tokens", 64) : option_whole(a, "--seq", 128);
     b.new_tokens = option_whole(a, "--new-tokens", 32);
