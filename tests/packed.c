@@ -180,6 +180,38 @@ static void check_bad_numbers(const char *folder) {
     tw_destroy(tw);
 }
 
+/* Weights of middling size share large pieces of memory: they overlap nowhere, and with the last of them all goes back. */
+static void check_slabs(void) {
+    enum { BLOCKS = 60 };
+    tw_context *tw = tw_create(NULL);
+    const size_t before = tw->memory.bytes;
+    unsigned char *block[BLOCKS];
+    size_t size[BLOCKS];
+    int i, round;
+    memset(block, 0, sizeof block);
+    for (round = 0; round < 4; round++) {
+        for (i = 0; i < BLOCKS; i++) {
+            if (block[i]) continue;
+            size[i] = 1 + check_random() % (i % 10 ? 900000u : 6000000u);
+            block[i] = (unsigned char *)twi_alloc_weights(&tw->region, size[i], i % 2 == 0);
+            CHECK(block[i] && (uintptr_t)block[i] % TWI_ALIGN == 0, "%lu bytes", (unsigned long)size[i]);
+            memset(block[i], i, size[i]);
+        }
+        CHECK(tw->region.slab != NULL, "no slab was used");
+        for (i = 0; i < BLOCKS; i++) {
+            size_t at;
+            for (at = 0; at < size[i] && block[i][at] == i; at++) continue;
+            CHECK(at == size[i], "byte %lu of block %d was overwritten", (unsigned long)at, i);
+            if (round < 3 && check_random() % 3 == 0) continue;
+            twi_free(&tw->region, block[i]);
+            block[i] = NULL;
+        }
+    }
+    CHECK(tw->memory.bytes == before, "%lu bytes are not given back", (unsigned long)(tw->memory.bytes - before));
+    CHECK(twi_alloc_weights(&tw->region, 300000, false) != NULL, "%s", tw_error(tw));         /* and one with the region itself */
+    tw_destroy(tw);
+}
+
 int main(void) {
     static const tw_dtype types[3] = { TW_F32, TW_F16, TW_BF16 };
     size_t c;
@@ -190,5 +222,6 @@ int main(void) {
     check_file(configs[0], TW_F32, "out.tmp/packed", "out.tmp/packed_again");
     check_writing("out.tmp/packed_again");
     check_bad_numbers("out.tmp/packed");
+    check_slabs();
     return check_done();
 }
