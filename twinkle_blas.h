@@ -808,22 +808,31 @@ TWBDEF float twb_log1(float x) {
       along k and is such a stream already; A is read where it lies, unless it is transposed or its
       leading dimension makes all rows of a tile fall on the same lines of the L1.
 
-   3. BLOCKING keeps what is used again in a cache that is near.  k is cut into blocks of TWB_KC, and
-      columns into blocks of nc:
+   3. BLOCKING keeps what is used again in a cache that is near.  k is cut into blocks of TWB_KC, A's rows into
+      chunks, B's columns into groups of panels:
 
-                                  n
-                  +-----------+-----------+--
-                  |           |  B block  |         TWB_KC x nc, packed: half of the L2.
-          B       |           | =|=|=|=|= | KC      Every tile of A's rows walks over all of it.
-                  |           |  panels   |
-                  +-----------+-----------+--
-            KC                     |
-          +----+--               +-v--------
-          |====| <- 14 x KC      | [14x32] tile of C: in registers while k runs over the block,
-      A   |    |    in the L1,   |   [14x32]  then added to C, which stays in the L2 or L3
-       m  |    |    read once    |      [14x32] ...
-          |    |    a panel      |
-          +----+--               +----------
+                              n
+                  +------+------+------+--
+                  |      | group|      |            TWB_KC x 64 or 128, packed: 64 or 128 KiB, in the L2.
+          B       |      |=|=|=|      | KC          Every strip of the chunk walks over all of its panels,
+                  |      |panels|      |            then the next group is packed over it.
+                  +------+------+------+--
+            KC               |
+          +----+--         +-v-----------
+        - |====| strip     | [14x32] tile of C: in registers while k runs over the block,
+  chunk   |====|           |   [14x32]  then added to C, which waits in the L2 or L3
+        - |====|           |      [14x32] ...
+       m  |    |           |
+          +----+--         +-------------
+
+          for each block of k, chunk of up to 192 rows (in the L2), group: pack the group
+              for each strip of 6 or 14 rows (in the L1), panel: micro-kernel
+
+      Packing right before use means that B comes from far away once, goes through the L1, and is never
+      written further out than the L2: what is read next, the next group of B, is prefetched meanwhile.  With more
+      rows than a chunk, the panels are packed by the first chunk and kept, up to TWB_BLOCK_COLUMNS
+      columns, for the others.  Chunks are for the sake of address translation as much as of the cache: a
+      row of a large matrix is a page of its own, in A and in C, and a processor remembers a thousand or two.
 
       The strip of A is 14 x 256 floats = 14 KiB of an L1 of 32 or 48 KiB; beside it two panels pass
       through at 128 bytes in 14 cycles, which an L2 delivers many times over.  Adding a tile to C costs
@@ -872,9 +881,11 @@ typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_R
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
-    TWB_BLOCK_COLUMNS = 512,        /* most columns of a block of B */
+    TWB_CHUNK_ROWS = 192,           /* most rows of a chunk of A: 192 KiB in a block of k */
+    TWB_BLOCK_COLUMNS = 1024,       /* most columns of a task, and of a block of B */
+    TWB_GROUP_COLUMNS = 128,        /* most columns of a group of panels: 128 KiB in a block of k */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
-    TWB_WORKER_FLOATS = TWB_STRIP_FLOATS + TWB_KC * TWB_BLOCK_COLUMNS       /* most scratch of a worker */
+    TWB_WORKER_FLOATS = TWB_CHUNK_ROWS * TWB_A_ROW + TWB_KC * TWB_BLOCK_COLUMNS       /* most scratch of a worker */
 };
 
 /* How a product is cut into tasks: a task is rows x columns of C over all of k. */
@@ -882,11 +893,11 @@ typedef struct twb_gemm_job {
     const twb_gemm_args *args;
     twb_way way;
     ptrdiff_t batch, task_rows, task_columns, row_tasks, column_tasks;
-    bool copy_a;                    /* A's rows fall on one another in the caches: copy each strip */
-    bool b_in_place;                /* B [k,n] is read where it lies */
+    ptrdiff_t chunk_rows, group;    /* most rows of a chunk of A; columns packed at a time */
+    bool copy_a;                    /* A is transposed, or its rows fall on one another in the caches: each strip is copied */
     bool pairs;                     /* bf16 numbers, multiplied by the processor's own instruction */
     twb_queue queue;
-    float *scratch;                 /* each worker: a strip of A, then a block of B */
+    float *scratch;                 /* each worker: a chunk of A if it is copied, then panels of B */
     size_t worker_floats;
 } twb_gemm_job;
 
@@ -908,14 +919,13 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
         else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_SKINNY_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
     }
-    columns = twb_min_size(TWB_BLOCK_COLUMNS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)) / 32 * 32);     /* half of the L2 */
-    if (columns < 64) columns = 64;
-    if (job->way == TWB_WAY_ROWS) columns = TWB_SKINNY_SUMS / rows / 16 * 16;
-    /* Rows of B side by side reach the kernel as well as a panel does.  What packing gains is shorter ways
-       through memory for all rows but the first strips; it pays for itself with enough of them. */
-    job->b_in_place = !g->b_packed && !g->trans_b && g->b_type == TWB_F32 && g->m <= 256;
+    columns = job->way == TWB_WAY_ROWS ? TWB_SKINNY_SUMS / rows / 16 * 16 : (ptrdiff_t)TWB_BLOCK_COLUMNS;
+    if (job->way == TWB_WAY_BF16) columns = 256;
+    job->chunk_rows = twb_min_size(TWB_CHUNK_ROWS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)));     /* half of the L2 */
+    if (job->chunk_rows < 64) job->chunk_rows = 64;
+    job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
     /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way). */
-    job->copy_a = !g->trans_a && g->lda % 512 == 0;
+    job->copy_a = g->trans_a || g->lda % 512 == 0;
 
     /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four
        tasks for each, so that a core which somebody else is using holds up no more than one of them. */
@@ -934,7 +944,9 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     job->queue.count = job->batch * job->row_tasks * job->column_tasks;
     if ((ptrdiff_t)workers > job->queue.count) workers = job->queue.count > 1 ? (int)job->queue.count : 1;
     job->queue.workers = workers;
-    job->worker_floats = TWB_STRIP_FLOATS + (size_t)twb_min_size(TWB_KC, g->k + g->k % 2) * (size_t)job->task_columns;
+    job->worker_floats = (size_t)(twb_min_size(TWB_KC, g->k) * (rows > job->chunk_rows ? job->task_columns : job->group));
+    if (job->copy_a) job->worker_floats += (size_t)(twb_min_size(rows, job->chunk_rows) * TWB_A_ROW);
+    if (job->way == TWB_WAY_BF16) job->worker_floats = TWB_STRIP_FLOATS + (size_t)twb_min_size(TWB_KC, g->k + g->k % 2) * (size_t)job->task_columns;
     if (job->way == TWB_WAY_ROWS) job->worker_floats = TWB_SKINNY_SUMS + 32;
 }
 
@@ -3470,12 +3482,10 @@ TWB_VFN void TWB_NAME(twb_kernel)(const int R, const int P, ptrdiff_t kc, const 
     int r, p;
     TWB_UNROLL
     for (r = 0; r < R * P; r++) sum[r] = twb_set1(0.0f);
-    if (beta) {                                                /* C will be wanted in a few thousand cycles */
+    TWB_UNROLL
+    for (r = 0; r < R; r++) {                                  /* C will be wanted in a thousand cycles, be it only to be written */
         TWB_UNROLL
-        for (r = 0; r < R; r++) {
-            TWB_UNROLL
-            for (p = 0; p < P; p++) TWB_PREFETCH_L2(c + r * ldc + p * 16);
-        }
+        for (p = 0; p < P; p++) TWB_PREFETCH(c + r * ldc + p * 16);
     }
     for (k = 0; k < kc; k++) {
         TWB_UNROLL
@@ -3759,8 +3769,8 @@ TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, 
     ptrdiff_t j0, k, l;
     if (trans) {
         for (j0 = 0; j0 < columns; j0 += 16, panel += panel_step)
-            for (k = 0; k < kc; k += TWB_W)
-                for (l = 0; l < 16; l += TWB_W) {
+            for (l = 0; l < 16; l += TWB_W)
+                for (k = 0; k < kc; k += TWB_W) {
                     twb_s s[TWB_W];
                     float *to = panel + k * 16 + l;
                     int d, depth = (int)twb_min_size(kc - k, TWB_W);
@@ -3846,71 +3856,90 @@ TWB_FN void TWB_NAME(twb_copy_strip)(const twb_gemm_args *g, const float *a, ptr
         twb_store(to + k * rows, twb_get(a + (k0 + k) * g->lda + i, g->m - i));
 }
 
-/* The panels of B's columns [j0, j1), where they are or packed into `block`. */
-TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_job *job, const char *b, ptrdiff_t k0, ptrdiff_t kc, ptrdiff_t j0, ptrdiff_t j1,
-                                            float *block, ptrdiff_t *b_row, ptrdiff_t *b_panel) {
-    const twb_gemm_args *g = job->args;
-    *b_row = 16; *b_panel = kc * 16;
+/* The panels of B's columns [j0, j1): where they are, or packed or widened into `to`. */
+TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_args *g, const char *b, ptrdiff_t k0, ptrdiff_t kc, ptrdiff_t j0, ptrdiff_t j1, float *to) {
     if (g->b_packed) {
         ptrdiff_t at = twb_packed_at(g->n, j0, k0, kc), count = twb_ceil_div(j1 - j0, 16) * 16 * kc, l;
         if (g->b_type == TWB_F32) return (const float *)(const void *)b + at;
-        for (l = 0; l < count; l += 16) twb_store(block + l, TWB_NAME(twb_get_type)(b, g->b_type, at + l, 16));
-    } else if (job->b_in_place && (j1 - j0) % 16 == 0) {
-        *b_row = g->ldb; *b_panel = 16;
-        return (const float *)(const void *)b + k0 * g->ldb + j0;
-    } else {
-        TWB_NAME(twb_pack_panels)(g->b_type, g->trans_b, b, g->ldb, k0, kc, j0, j1 - j0, block, *b_panel);
-    }
-    return block;
+        for (l = 0; l < count; l += 16) twb_store(to + l, TWB_NAME(twb_get_type)(b, g->b_type, at + l, 16));
+    } else TWB_NAME(twb_pack_panels)(g->b_type, g->trans_b, b, g->ldb, k0, kc, j0, j1 - j0, to, kc * 16);
+    return to;
 }
 
-TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
+/* Rows [i0, i1) of the task, a chunk, times columns [j0, j1) over the block of k that begins at k0.  `packed`: an earlier chunk
+   has left B's panels in `block`. */
+TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t k0,
+                                     bool packed, float *copies, float *block, bool keep) {
     const twb_gemm_args *g = job->args;
     const float *a = g->a + item * g->stride_a;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
-    float *c = g->c + item * g->stride_c, *strip = scratch, *block = scratch + TWB_STRIP_FLOATS, alpha[16], beta[16];
-    const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS), calls = twb_ceil_div(j1 - j0, 16);
-    ptrdiff_t k0 = 0, i, j;
+    float *c = g->c + item * g->stride_c, alpha[16], beta[16];
+    const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS), kc = twb_min_size(TWB_KC, g->k - k0);
+    ptrdiff_t i, j, group_end;
     TWB_NAME(twb_tile) t;
+    TWB_NAME(twb_ahead) next_b, next_a;
+    memset(&next_a, 0, sizeof next_a);
     t.ldc = g->ldc;
-    do {
-        const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0);
-        ptrdiff_t b_row, b_panel, strip_index = 0, b_lines;
-        const float *panels = TWB_NAME(twb_panels_of)(job, b, k0, kc, j0, j1, block, &b_row, &b_panel);
-        TWB_NAME(twb_ahead) next_b, next_a;
-        TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
-        if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, j1, &next_b);
-        else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->task_columns, &next_b);         /* the next task, most likely */
+    TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
+    for (j = j0; j < j1; j = group_end) {
+        float *slot = block + (keep ? (j - j0) * kc : 0);
+        const float *panels;
+        ptrdiff_t strip_index = 0, calls, b_lines, a_lines = 0;
+        group_end = twb_min_size(j + job->group, j1);
+        calls = twb_ceil_div(group_end - j, 16);
+        panels = packed ? slot : TWB_NAME(twb_panels_of)(g, b, k0, kc, j, group_end, slot);
+        if (packed && group_end < j1) {
+            next_b.at = (const char *)(slot + job->group * kc);
+            next_b.rows = 1; next_b.row_bytes = twb_min_size(job->group, j1 - group_end) * kc * 4; next_b.step = next_b.done = 0;
+        } else if (group_end < j1) TWB_NAME(twb_block_ahead)(g, b, k0, group_end, twb_min_size(group_end + job->group, j1), &next_b);
+        else if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, twb_min_size(j0 + job->group, j1), &next_b);
+        else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->group, &next_b);         /* the next task, most likely */
         b_lines = strips > 1 || !g->b_packed ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
-        for (i = i0; i < i1; strip_index++) {
-            ptrdiff_t rows = twb_ceil_div(i1 - i, strips - strip_index), a_row = g->lda, a_step = 1, a_lines;
-            const float *strip_a = a + i * g->lda + k0;
+        for (i = i0; i < i1; i += t.rows, strip_index++) {
+            const float *strip = a + i * g->lda + k0;
+            ptrdiff_t a_row = g->lda, a_step = 1, l;
             const TWB_NAME(twb_kernel_of) *kernel = NULL;
-            if (g->trans_a || job->copy_a) {
-                TWB_NAME(twb_copy_strip)(g, a, i, rows, k0, kc, strip);
-                strip_a = strip;
+            t.rows = twb_ceil_div(i1 - i, strips - strip_index);
+            if (job->copy_a) {
+                float *copy = copies + (i - i0) * TWB_A_ROW;
+                if (j == j0) TWB_NAME(twb_copy_strip)(g, a, i, t.rows, k0, kc, copy);
+                strip = copy;
                 a_row = g->trans_a ? 1 : (ptrdiff_t)TWB_A_ROW;
-                a_step = g->trans_a ? rows : 1;
+                a_step = g->trans_a ? t.rows : 1;
             }
-            next_a.at = (const char *)(g->trans_a ? a + k0 * g->lda + i + rows : a + (i + rows) * g->lda + k0);
-            next_a.rows = i + rows >= i1 ? 0 : g->trans_a ? kc : rows;
-            next_a.row_bytes = (g->trans_a ? rows : kc) * 4; next_a.step = g->lda * 4; next_a.done = 0;
-            a_lines = twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_a), calls);
-            t.rows = rows;
-            for (j = j0; j < j1; j += 16 * kernel->width) {
-                kernel = TWB_NAME(twb_kernel_for)(rows, twb_ceil_div(j1 - j, 16));
-                t.c = c + i * g->ldc + j;
-                t.columns = twb_min_size(16 * kernel->width, j1 - j);
-                TWB_NAME(twb_fetch_ahead)(&next_a, a_lines);
+            if (j == j0) {                                                             /* A is on its way into the L2 */
+                const ptrdiff_t next = i + t.rows;
+                next_a.at = (const char *)(g->trans_a ? a + k0 * g->lda + next : a + next * g->lda + k0);
+                next_a.rows = next >= i1 ? 0 : g->trans_a ? kc : t.rows;
+                next_a.row_bytes = (g->trans_a ? t.rows : kc) * 4; next_a.step = g->lda * 4; next_a.done = 0;
+                a_lines = twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_a), calls);
+            }
+            for (l = j; l < group_end; l += 16 * kernel->width) {
+                kernel = TWB_NAME(twb_kernel_for)(t.rows, twb_ceil_div(group_end - l, 16));
+                t.c = c + i * g->ldc + l;
+                t.columns = twb_min_size(16 * kernel->width, group_end - l);
+                if (j == j0) TWB_NAME(twb_fetch_ahead)(&next_a, a_lines);
                 TWB_NAME(twb_fetch_ahead)(&next_b, b_lines);
-                kernel->run(kc, strip_a, a_row, a_step, panels + (j - j0) / 16 * b_panel, b_row, b_panel, &t);
+                kernel->run(kc, strip, a_row, a_step, panels + (l - j) * kc, 16, kc * 16, &t);
                 if (g->epilogue && k0 + kc >= g->k)
-                    TWB_NAME(twb_gemm_epilogue)(g->epilogue, c, g->ldc, item * g->stride_c, i, j, rows, t.columns);
+                    TWB_NAME(twb_gemm_epilogue)(g->epilogue, c, g->ldc, item * g->stride_c, i, l, t.rows, t.columns);
             }
-            i += rows;
         }
-        k0 += kc;
-    } while (k0 < g->k);
+    }
+}
+
+TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
+    const ptrdiff_t chunks = twb_ceil_div(i1 - i0, job->chunk_rows);
+    float *block = scratch + (job->copy_a ? twb_min_size(job->task_rows, job->chunk_rows) * TWB_A_ROW : 0);
+    ptrdiff_t k0 = 0, i, end, chunk;
+    do {
+        for (i = i0, chunk = 0; i < i1; i = end, chunk++) {
+            end = twb_min_size(i + twb_min_size(twb_ceil_div(i1 - i, (chunks - chunk) * TWB_ROWS) * TWB_ROWS, job->chunk_rows), i1);
+            TWB_NAME(twb_gemm_chunk)(job, item, i, end, j0, j1, k0, chunk > 0 && !(job->args->b_packed && job->args->b_type == TWB_F32),
+                                     scratch, block, chunks > 1);
+        }
+        k0 += TWB_KC;
+    } while (k0 < job->args->k);
 }
 
 /* ---- few rows: B is read once, where it lies, and the numbers of A wait in the L1 ----------------
