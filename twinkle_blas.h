@@ -991,10 +991,18 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
        A     block of a row: d_a, -(a0 a1 + a2 a3 + ...), and fours a0 a2 a1 a3; rows of a tile interleaved
        W     block of a panel: 16 scales, 16 sums, then 8 times (w0 w2 of 16 columns, w1 w3 of 16 columns)
 
-   Below TWB_PAIRS_ROWS rows the spreading costs more than it saves. */
+   Below TWB_PAIRS_ROWS rows the spreading costs more than it saves.
+
+   ONE ROW.  Decoding multiplies one row and waits for the memory.  A single stream of addresses does not keep it busy: the
+   processor looks ahead within a page of 4 KiB and begins anew at the next.  So with one row four panels are read side by side,
+   with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task ends where four panels end. */
 enum {
     TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
-    TWB_QUANT_ROWS = 4,             /* rows of A in a tile: 4 x 16 sums in 8 of AVX2's 16 registers, beside them weights, |weights|, A, a product */
+    TWB_QUANT_ROWS = 4,             /* rows of A in a tile, or rows times panels: 4 x 16 sums in 8 of AVX2's 16 registers, beside them
+                                       weights, |weights|, A, a product */
+    TWB_QUANT_AHEAD = 2048,         /* bytes from what a tile reads to what it has fetched, of all its panels together */
+    TWB_QUANT_TASK = 96 << 10,      /* fewest bytes of weights in a task of few rows, and */
+    TWB_QUANT_TASKS = 16,           /* most of those for a worker */
     TWB_QUANT_A_BYTES = 128 << 10,  /* of A's rows that a task goes over for each panel: a quarter of an L2 */
     TWB_PAIRS_ROWS = 24,            /* from so many rows on q8_0 goes by pairs, and at most */
     TWB_PAIRS_MOST = 128,           /* so many rows are in a task: their sums for a panel are 8 KiB */
@@ -1003,6 +1011,8 @@ enum {
     TWB_PAIRS_A = 72                /* bytes of a block of a row of A: scale, sum and 32 numbers of 16 bits */
 };
 
+/* panels side by side in a tile with one row, with two, with more */
+static TWB_UNUSED ptrdiff_t twb_quant_beside(ptrdiff_t rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 static TWB_UNUSED ptrdiff_t twb_quant_block_bytes(twb_type type) { return type == TWB_Q8_0 ? 34 : 18; }
 static TWB_UNUSED ptrdiff_t twb_quant_blocks(ptrdiff_t k) { return (k + TWB_QUANT_BLOCK - 1) / TWB_QUANT_BLOCK; }
 /* where block `block` of panel `panel` begins */
@@ -1874,11 +1884,12 @@ TWBDEF void twb_dequantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n
 }
 
 /* Tasks: few enough rows that A's bytes stay in the L2 while the panels pass; then, for several workers, columns and
-   rows are halved until there are four tasks for each. */
+   rows are halved until there are four tasks for each, and columns further where a task of few rows reads much. */
 static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_quant_job *job) {
     const double work = (double)g->m * (double)g->n * (double)g->k;
     ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = twb_ceil_div(g->n, TWB_PANEL) * TWB_PANEL, most;
     const int workers = cpu->threads > 1 && work > 1e6 ? cpu->threads : 1;
+    const ptrdiff_t beside = twb_quant_beside(g->m) * TWB_PANEL;
     const bool pairs = g->b_type == TWB_Q8_0 && g->m >= TWB_PAIRS_ROWS && (cpu->isa == TWB_ISA_AVX2 || (cpu->isa == TWB_ISA_AVX512 && !cpu->vnni));
     memset(job, 0, sizeof *job);
     job->args = g;
@@ -1888,12 +1899,15 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     if (pairs) most = TWB_PAIRS_MOST;
     most = twb_min_size(rows, most);
     rows = twb_ceil_div(rows, twb_ceil_div(rows, most));
-    if (workers > 1)
+    if (workers > 1) {
         while (twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < 4 * (ptrdiff_t)workers) {
-            if (columns > 2 * TWB_PANEL) columns = twb_ceil_div(columns, 2 * TWB_PANEL) * TWB_PANEL;
+            if (columns > 2 * beside) columns = twb_ceil_div(columns, 2 * beside) * beside;
             else if (rows > 4 * TWB_QUANT_ROWS) rows = twb_ceil_div(rows, 2);
             else break;
         }
+        while (g->m <= TWB_QUANT_ROWS && columns > beside && twb_ceil_div(g->n, columns) < TWB_QUANT_TASKS * (ptrdiff_t)workers
+               && (size_t)columns * twb_quant_row_bytes(g->b_type, g->k) >= 2 * (size_t)TWB_QUANT_TASK) columns = twb_ceil_div(columns, 2 * beside) * beside;
+    }
     if (pairs) rows = twb_ceil_div(rows, TWB_QUANT_ROWS) * TWB_QUANT_ROWS;              /* whole tiles: A is laid out by them */
     job->task_rows = rows;
     job->task_columns = columns > 0 ? columns : (ptrdiff_t)TWB_PANEL;
@@ -4569,43 +4583,53 @@ TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
 }
 #endif
 
-/* The tile: R rows of A by one panel, over all of k; sums [R][16]. */
-TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const twb_type type, const bool vnni, const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) {
-    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK;
+/* The tile: R rows of A by P neighbouring panels, over all of k; sums [R][16 P]. */
+TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type type, const bool vnni, const twb_quant_job *job, ptrdiff_t i,
+                                      const unsigned char *panel, float *sums) {
+    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK, bytes = type == TWB_Q8_0 ? 544 : 288, next = blocks * bytes;
+    const ptrdiff_t distance = TWB_QUANT_AHEAD / P;
     const signed char *x = job->q + i * row;
     const float *d = job->d + i * blocks;
     const int32_t *total = job->sum + i * blocks;
-    twb_v p[TWB_QUANT_ROWS];
+    twb_v sum[TWB_QUANT_ROWS];
     ptrdiff_t b;
-    int g, r;
+    int g, r, p;
     TWB_UNROLL
-    for (r = 0; r < R; r++) p[r] = twb_set1(0.0f);
+    for (r = 0; r < R * P; r++) sum[r] = twb_set1(0.0f);
     for (b = 0; b < blocks; b++) {
+        /* what is fetched from memory: this panel some bytes on, and near its end the one after its neighbours */
+        const char *ahead = (const char *)panel + distance + (b * bytes + distance < next ? 0 : (P - 1) * next);
         twb_vi acc[TWB_QUANT_ROWS];
-        twb_v scale;
         TWB_UNROLL
-        for (r = 0; r < R; r++) acc[r] = twb_qstart(type, vnni, total[r * blocks + b]);
+        for (r = 0; r < R * P; r++) acc[r] = twb_qstart(type, vnni, total[r / P * blocks + b]);
         TWB_UNROLL
         for (g = 0; g < 8; g++) {                             /* 4-bit weights: k's 4h + 16 (g odd) lie in the upper halves */
             const int h = type == TWB_Q8_0 ? g : g / 2, from = type == TWB_Q8_0 ? 4 * g : 4 * h + g % 2 * 16;
-            twb_vi w = twb_bytes(panel + 32 + 64 * h);
-            if (type == TWB_Q8_0 || g % 2 == 0) TWB_PREFETCH((const char *)panel + 2048 + 64 * h);
-            if (type == TWB_Q4_0) w = twb_qhalf(w, g % 2);
             TWB_UNROLL
-            for (r = 0; r < R; r++) {
-                acc[r] = twb_qdot(type, vnni, acc[r], w, x + r * row + from);
-                TWB_IN_ORDER(acc[r]);
+            for (p = 0; p < P; p++) {
+                twb_vi w = twb_bytes(panel + p * next + 32 + 64 * h);
+                if (type == TWB_Q8_0 || g % 2 == 0) TWB_PREFETCH(ahead + p * next + 64 * h);
+                if (type == TWB_Q4_0) w = twb_qhalf(w, g % 2);
+                TWB_UNROLL
+                for (r = 0; r < R; r++) {
+                    acc[r * P + p] = twb_qdot(type, vnni, acc[r * P + p], w, x + r * row + from);
+                    TWB_IN_ORDER(acc[r * P + p]);
+                }
             }
         }
-        scale = twb_load_f16((const uint16_t *)(const void *)panel);
         TWB_UNROLL
-        for (r = 0; r < R; r++)
-            p[r] = twb_fma(twb_tofloat(twb_qend(type, vnni, acc[r], total[r * blocks + b])), twb_mul(scale, twb_set1(d[r * blocks + b])), p[r]);
+        for (p = 0; p < P; p++) {
+            const twb_v scale = twb_load_f16((const uint16_t *)(const void *)(panel + p * next));
+            TWB_UNROLL
+            for (r = 0; r < R; r++)
+                sum[r * P + p] = twb_fma(twb_tofloat(twb_qend(type, vnni, acc[r * P + p], total[r * blocks + b])),
+                                         twb_mul(scale, twb_set1(d[r * blocks + b])), sum[r * P + p]);
+        }
         x += TWB_QUANT_BLOCK;
-        panel += type == TWB_Q8_0 ? 544 : 288;
+        panel += bytes;
     }
     TWB_UNROLL
-    for (r = 0; r < R; r++) twb_store(sums + r * 16, p[r]);
+    for (r = 0; r < R * P; r++) twb_store(sums + r * 16, sum[r]);
 }
 
 #if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
@@ -4748,18 +4772,23 @@ TWB_VFN void TWB_NAME(twb_pairs_put)(twb_vi x, twb_vi y, float d, ptrdiff_t R, p
 #endif
 
 typedef void (*TWB_NAME(twb_quant_tile_fn))(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums);
-#define TWB_TILE(R, V, vnni) \
-    TWB_FN void TWB_NAME(twb_quant_tile_q8_##R##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { TWB_NAME(twb_quant_tile)(R, TWB_Q8_0, vnni, job, i, panel, sums); } \
-    TWB_FN void TWB_NAME(twb_quant_tile_q4_##R##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { TWB_NAME(twb_quant_tile)(R, TWB_Q4_0, vnni, job, i, panel, sums); }
-#define TWB_TILES(V) { { TWB_NAME(twb_quant_tile_q8_1##V), TWB_NAME(twb_quant_tile_q8_2##V), TWB_NAME(twb_quant_tile_q8_3##V), TWB_NAME(twb_quant_tile_q8_4##V) }, \
-                       { TWB_NAME(twb_quant_tile_q4_1##V), TWB_NAME(twb_quant_tile_q4_2##V), TWB_NAME(twb_quant_tile_q4_3##V), TWB_NAME(twb_quant_tile_q4_4##V) } }
-TWB_TILE(1, b, false) TWB_TILE(2, b, false) TWB_TILE(3, b, false) TWB_TILE(4, b, false)
+#define TWB_TILE(R, P, V, vnni) \
+    TWB_FN void TWB_NAME(twb_quant_tile_q8_##R##P##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { \
+        TWB_NAME(twb_quant_tile)(R, P, TWB_Q8_0, vnni, job, i, panel, sums); } \
+    TWB_FN void TWB_NAME(twb_quant_tile_q4_##R##P##V)(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums) { \
+        TWB_NAME(twb_quant_tile)(R, P, TWB_Q4_0, vnni, job, i, panel, sums); }
+/* by the number of rows; then one row by four panels, and two by two */
+#define TWB_TILES_OF(type, V) { TWB_NAME(twb_quant_tile_##type##_11##V), TWB_NAME(twb_quant_tile_##type##_21##V), TWB_NAME(twb_quant_tile_##type##_31##V), \
+                                TWB_NAME(twb_quant_tile_##type##_41##V), TWB_NAME(twb_quant_tile_##type##_14##V), TWB_NAME(twb_quant_tile_##type##_22##V) }
+#define TWB_TILES(V) { TWB_TILES_OF(q8, V), TWB_TILES_OF(q4, V) }
+TWB_TILE(1, 1, b, false) TWB_TILE(2, 1, b, false) TWB_TILE(3, 1, b, false) TWB_TILE(4, 1, b, false) TWB_TILE(1, 4, b, false) TWB_TILE(2, 2, b, false)
 #if TWB_PASS == TWB_PASS_AVX512
-TWB_TILE(1, v, true) TWB_TILE(2, v, true) TWB_TILE(3, v, true) TWB_TILE(4, v, true)
-static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[2][2][TWB_QUANT_ROWS] = { TWB_TILES(b), TWB_TILES(v) };
+TWB_TILE(1, 1, v, true) TWB_TILE(2, 1, v, true) TWB_TILE(3, 1, v, true) TWB_TILE(4, 1, v, true) TWB_TILE(1, 4, v, true) TWB_TILE(2, 2, v, true)
+static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[2][2][TWB_QUANT_ROWS + 2] = { TWB_TILES(b), TWB_TILES(v) };
 #else
-static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[1][2][TWB_QUANT_ROWS] = { TWB_TILES(b) };
+static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[1][2][TWB_QUANT_ROWS + 2] = { TWB_TILES(b) };
 #endif
+#undef TWB_TILES_OF
 #undef TWB_TILE
 #undef TWB_TILES
 
@@ -4772,16 +4801,19 @@ TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
     while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
         const ptrdiff_t i0 = task / job->column_tasks * job->task_rows, i1 = twb_min_size(i0 + job->task_rows, g->m);
         const ptrdiff_t j0 = task % job->column_tasks * job->task_columns, j1 = twb_min_size(j0 + job->task_columns, g->n);
-        for (j = j0; j < j1; j += 16) {
+        const ptrdiff_t beside = twb_quant_beside(i1 - i0);
+        ptrdiff_t panels;
+        for (j = j0; j < j1; j += 16 * panels) {
             const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0);
             ptrdiff_t left = twb_ceil_div(i1 - i0, TWB_QUANT_ROWS);
+            panels = j1 - j > 16 * (beside - 1) ? beside : 1;
 #if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
             if (job->by_pairs) { TWB_NAME(twb_pairs_panel)(job, i0, i1, j, twb_min_size(16, j1 - j)); continue; }
 #endif
             for (i = i0; i < i1; left--) {
                 const ptrdiff_t rows = twb_ceil_div(i1 - i, left);
-                tiles[rows - 1](job, i, panel, sums);
-                TWB_NAME(twb_skinny_store)(g, 0, sums, 16, i, rows, j, twb_min_size(16, j1 - j), true, true);
+                tiles[panels > 1 ? TWB_QUANT_ROWS + rows - 1 : rows - 1](job, i, panel, sums);
+                TWB_NAME(twb_skinny_store)(g, 0, sums, 16 * panels, i, rows, j, twb_min_size(16 * panels, j1 - j), true, true);
                 i += rows;
             }
         }
