@@ -5660,7 +5660,7 @@ static tw_tensor *twi_embedding_padded(tw_tensor *table, const tw_tensor *ids, i
     if (twi_computes(table->tw) && twi_is_quantized(table->dtype))
         twb_quant_embedding(&table->tw->cpu, twi_twb_type(table->dtype), (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data,
                             table->data, twi_f32(y), (ptrdiff_t)table->shape[1]);
-    else if (twi_computes(table->tw) && !table->data)
+    else if (twi_computes(table->tw) && table->panels)      /* the file's pages are left alone: each would come with sixteen neighbours */
         twb_packed_embedding(&table->tw->cpu, (twb_type)table->dtype, (ptrdiff_t)table->shape[0], (ptrdiff_t)table->shape[1], (ptrdiff_t)tw_count(ids),
                              (const int32_t *)ids->data, table->panels, twi_f32(y), (ptrdiff_t)table->shape[1]);
     else if (twi_computes(table->tw))
