@@ -879,7 +879,9 @@ static TWB_UNUSED ptrdiff_t twb_packed_at(ptrdiff_t n, ptrdiff_t j, ptrdiff_t k0
 typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_ROWS, TWB_WAY_BF16 } twb_way;
 
 enum {
-    TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product */
+    TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product of packed 16-bit weights */
+    TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
+    TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
     TWB_CHUNK_ROWS = 192,           /* most rows of a chunk of A: 192 KiB in a block of k */
     TWB_BLOCK_COLUMNS = 1024,       /* most columns of a task, and of a block of B */
@@ -916,7 +918,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (g->bf16_products) job->way = TWB_WAY_BF16;
     else if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
-        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_SKINNY_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
+        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
         else if (g->m <= 4) job->way = TWB_WAY_ROWS;
     }
     columns = job->way == TWB_WAY_ROWS ? TWB_SKINNY_SUMS / rows / 16 * 16 : (ptrdiff_t)TWB_BLOCK_COLUMNS;
@@ -3468,6 +3470,7 @@ typedef struct TWB_NAME(twb_tile) {
     float *c; ptrdiff_t ldc;
     ptrdiff_t rows, columns;
     const float *alpha, *beta;
+    ptrdiff_t stream;                   /* B is fetched into the L1 so many numbers ahead; 0: it is there */
 } TWB_NAME(twb_tile);
 
 /* The sums of a block of k, [rows][width], into columns of C of which the last 16 may not all exist. */
@@ -3491,7 +3494,7 @@ TWB_VFN void TWB_NAME(twb_kernel)(const int R, const int P, ptrdiff_t kc, const 
     twb_v sum[TWB_TILE_VECTORS], row[4];
     float *c = t->c;
     const float *alpha = t->alpha, *beta = t->beta;
-    const ptrdiff_t ldc = t->ldc;
+    const ptrdiff_t ldc = t->ldc, stream = t->stream;
     ptrdiff_t k;
     int r, p;
     TWB_UNROLL
@@ -3503,7 +3506,10 @@ TWB_VFN void TWB_NAME(twb_kernel)(const int R, const int P, ptrdiff_t kc, const 
     }
     for (k = 0; k < kc; k++) {
         TWB_UNROLL
-        for (p = 0; p < P; p++) row[p] = twb_load(b + p * b_panel);
+        for (p = 0; p < P; p++) {
+            row[p] = twb_load(b + p * b_panel);
+            if (R > 1) TWB_PREFETCH(b + p * b_panel + stream);         /* a single row is so quick that this would hold it up */
+        }
         TWB_UNROLL
         for (r = 0; r < R; r++) {
             twb_v x = twb_set1(a[r * a_row]);
@@ -3578,6 +3584,7 @@ TWB_FN void TWB_NAME(twb_small_product)(ptrdiff_t rows, ptrdiff_t columns, ptrdi
     TWB_NAME(twb_tile) t;
     ptrdiff_t i, j, width, strip;
     t.ldc = ldc;
+    t.stream = 0;
     for (j = 0; j < columns; j += 16 * width) {
         width = TWB_NAME(twb_kernel_for)(twb_ceil_div(rows, strips), twb_ceil_div(columns - j, 16))->width;
         t.columns = twb_min_size(columns - j, 16 * width);
@@ -3783,15 +3790,28 @@ TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, 
     ptrdiff_t j0, k, l;
     if (trans) {
         for (j0 = 0; j0 < columns; j0 += 16, panel += panel_step)
-            for (l = 0; l < 16; l += TWB_W)
-                for (k = 0; k < kc; k += TWB_W) {
-                    twb_s s[TWB_W];
-                    float *to = panel + k * 16 + l;
-                    int d, depth = (int)twb_min_size(kc - k, TWB_W);
+            for (l = 0; l < 16; l += TWB_W) {
+                const float *from = (const float *)b + (j + j0 + l) * ldb + k0;
+                const ptrdiff_t whole = type == TWB_F32 && columns - j0 - l >= TWB_W ? kc / 16 * 16 : 0;
+                twb_s s[TWB_W];
+                int d, depth;
+                for (k = 0; k < whole; k += 16) {                    /* sixteen k's are a line of memory */
+                    ptrdiff_t q;
+                    TWB_UNROLL
+                    for (d = 0; d < TWB_W; d++) TWB_PREFETCH(from + d * ldb + k + 64);
+                    for (q = k; q < k + 16; q += TWB_W) {
+                        twb_s_transpose(from + q, ldb, s);
+                        TWB_UNROLL
+                        for (d = 0; d < TWB_W; d++) twb_s_put(panel + (q + d) * 16 + l, s[d]);
+                    }
+                }
+                for (; k < kc; k += TWB_W) {
+                    depth = (int)twb_min_size(kc - k, TWB_W);
                     TWB_NAME(twb_square)(type, b, (j + j0 + l) * ldb + k0 + k, ldb, columns - j0 - l, depth, s);
                     TWB_UNROLL
-                    for (d = 0; d < TWB_W; d++) if (d < depth) twb_s_put(to + d * 16, s[d]);
+                    for (d = 0; d < TWB_W; d++) if (d < depth) twb_s_put(panel + (k + d) * 16 + l, s[d]);
                 }
+            }
         return;
     }
     for (k = 0; k < kc; k += 8) {            /* rows lie far apart: eight of them are walked side by side */
@@ -3894,6 +3914,7 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
     TWB_NAME(twb_ahead) next_b, next_a;
     memset(&next_a, 0, sizeof next_a);
     t.ldc = g->ldc;
+    t.stream = TWB_STREAM_AHEAD;
     TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
     for (j = j0; j < j1; j = group_end) {
         float *slot = block + (keep ? (j - j0) * kc : 0);
@@ -3909,6 +3930,7 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
         else if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, twb_min_size(j0 + job->group, j1), &next_b);
         else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->group, &next_b);         /* the next task, most likely */
         b_lines = strips > 1 || !g->b_packed ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
+        if (!packed && !g->b_packed && g->trans_b && b_lines > 48) b_lines = 0;        /* packing fetches for itself */
         for (i = i0; i < i1; i += t.rows, strip_index++) {
             const float *strip = a + i * g->lda + k0;
             ptrdiff_t a_row = g->lda, a_step = 1, l;
@@ -4086,7 +4108,7 @@ TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item,
     const float *a = g->a + item * g->stride_a;
     const twb_type type = g->b_type;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(type);
-    float sums[TWB_SKINNY_ROWS * 16], ones[16];
+    float sums[TWB_COLUMNS_ROWS * 16], ones[16];
     ptrdiff_t i, j, k0, rows;
     twb_store(ones, twb_set1(1.0f));
     for (j = j0; j < j1; j += 16) {
@@ -4342,6 +4364,7 @@ TWB_FN void TWB_NAME(twb_bf16_tiles)(const twb_gemm_job *job, ptrdiff_t item, pt
     const ptrdiff_t strips = twb_ceil_div(i1 - i0, TWB_ROWS);
     ptrdiff_t k0 = 0, i, j;
     TWB_NAME(twb_tile) t;
+    t.stream = 0;
     t.ldc = g->ldc;
     do {
         const ptrdiff_t kc = twb_min_size(TWB_KC, g->k - k0), depth = job->pairs ? (kc + 1) / 2 : kc;
