@@ -5820,12 +5820,18 @@ TWB_FN void twb_att_pack_rows(const float *src, ptrdiff_t src_row, ptrdiff_t row
 }
 
 /* The scores of a single query: no panels are made for it, the keys are transposed on their way through the registers, to the
-   same bits.  s has room for whole vectors. */
-TWB_FN void TWB_NAME(twb_att_one_query)(const twb_attention_args *a, const float *q, const float *k, ptrdiff_t keys, float *panel, float *s) {
+   same bits.  s has room for whole vectors.  In a cache the rows of a head lie a whole width apart, where the processor does not
+   look ahead: the next sixteen keys are fetched here, and the values of these. */
+TWB_FN void TWB_NAME(twb_att_one_query)(const twb_attention_args *a, const float *q, const float *k, const float *v, ptrdiff_t keys, float *panel, float *s) {
     const twb_v scale = twb_set1(a->scale);
     float ones[16];
-    ptrdiff_t j;
+    ptrdiff_t j, r, d;
     for (j = 0; j + 16 <= keys; j += 16) {
+        for (r = j; r < j + 16; r++)
+            for (d = 0; d < a->head_dim; d += 16) {
+                if (r + 16 < keys) TWB_PREFETCH((const char *)(k + (r + 16) * a->k_row + d));
+                TWB_PREFETCH((const char *)(v + r * a->v_row + d));
+            }
         TWB_NAME(twb_skinny_sixteen)(1, TWB_F32, a->head_dim, q, 0, k + j * a->k_row, 0, a->k_row, s + j);
         twb_store(s + j, twb_mul(scale, twb_load(s + j)));
     }
@@ -5939,7 +5945,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             twb_v old_top, new_top, shifts, total, factor, inverse;
             TWB_NAME(twb_att_fetch)(&next, share);
             if (strip_keys <= 0) continue;
-            if (alone) TWB_NAME(twb_att_one_query)(a, q + i * a->q_row, k + j0 * a->k_row, strip_keys, panels, strip);
+            if (alone) TWB_NAME(twb_att_one_query)(a, q + i * a->q_row, k + j0 * a->k_row, v + j0 * a->v_row, strip_keys, panels, strip);
             else TWB_NAME(twb_small_product)(rows, (strip_keys + 15) / 16 * 16, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D,
                                              strip, TWB_ATT_STRIP, scale, NULL);
             twb_store(each, none);                                 /* the rows' maxima */
