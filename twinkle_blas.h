@@ -90,6 +90,8 @@ typedef struct twb_cpu {
     twb_team *team;             /* threads that stand ready (twb_with_team), or NULL */
     bool    vnni;               /* AVX-512: the processor has AVX512_VNNI too; false is always right */
     bool    bf16;               /* AVX-512: it has AVX512_BF16 too, used where `bf16_products` asks; false is always right */
+    bool    avxvnni;            /* AVX2: it has AVX_VNNI too; false is always right */
+    bool    sdot;               /* NEON: it has the dot product extension too; false is always right */
     int     l2_kib;             /* a core's second-level cache, for the size of blocks; 0: not known */
 } twb_cpu;
 
@@ -626,6 +628,22 @@ TWBDEF float    twb_log1(float x);
 #ifndef TWB_ARM
 #  define TWB_ARM 0
 #endif
+/* AVX_VNNI: gcc from 11, clang from 12 on.  ARM's dot products: where everything is compiled for them, or Linux can be asked for them.
+   Both are written in assembler, as is AVX512_VNNI, because they stand in functions that are compiled for processors
+   without them too.  (Where the assembler is older than the compiler, binutils before 2.36: define TWINKLE_OLD_ASSEMBLER.) */
+#if TWB_X86 && !defined(TWINKLE_OLD_ASSEMBLER) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+#  define TWB_X86_AVXVNNI 1
+#else
+#  define TWB_X86_AVXVNNI 0
+#endif
+#if TWB_ARM && defined(__ARM_FEATURE_DOTPROD)
+#  define TWB_ARM_SDOT 1
+#elif TWB_ARM && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
+#  define TWB_ARM_SDOT 1
+#  include <sys/auxv.h>
+#else
+#  define TWB_ARM_SDOT 0
+#endif
 
 #if defined(__GNUC__) || defined(__clang__)
 #  define TWB_UNUSED __attribute__((unused))
@@ -976,7 +994,9 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
    32512 < 32768, never saturated.  A 4-bit weight is taken as 0 ... 15 and needs no sign: a block's sixteen products in a
    lane stay within 16 x 15 x 127 = 30480, so they are added in 16 bits, half the work of q8_0, and 8 times the sum of
    the block of A is subtracted at the end.  VNNI (vpdpbusd) adds four products in 32 bits: w + 128 is unsigned, and 128 times
-   A's sum is subtracted.
+   A's sum is subtracted.  AVX-512 and AVX2 each have a VNNI of their own: a processor may have either, both or none.
+   ARM multiplies signed by signed bytes (vmull, and vpadal to add), and where it has dot products (sdot) four of them
+   in an instruction.  All sums are whole numbers and exact, so all of these ways give the same bits.
 
    BY PAIRS.  Without VNNI those four products in a lane cost a sign, two multiplications and an addition, and of all
    four pipes of a core only two multiply.  For many rows there is a cheaper way to the same whole number (S. Winograd,
@@ -1529,10 +1549,15 @@ TWBDEF twb_cpu twb_cpu_default(void) {
         if (r[0] >= 1) {                                     /* there is a second page of features */
             twb_cpuid(7, 1, r);
             cpu.bf16 = cpu.isa == TWB_ISA_AVX512 && (r[0] >> 5 & 1u);
+            cpu.avxvnni = cpu.isa >= TWB_ISA_AVX2 && (r[0] >> 4 & 1u);
         }
         twb_cpuid(0x80000006u, 0, r);
         cpu.l2_kib = (int)(r[2] >> 16);
     }
+#elif TWB_ARM && defined(__ARM_FEATURE_DOTPROD)
+    cpu.sdot = true;
+#elif TWB_ARM && defined(AT_HWCAP)
+    cpu.sdot = (getauxval(AT_HWCAP) >> 20 & 1u) != 0;        /* HWCAP_ASIMDDP */
 #endif
 #ifdef _OPENMP
     cpu.threads = omp_get_max_threads();
@@ -1885,6 +1910,17 @@ TWBDEF void twb_dequantize_packed(const twb_cpu *cpu, twb_type type, ptrdiff_t n
     twb_quant_read_rows(cpu, &job, n);
 }
 
+/* whether the set in use has an instruction for four products of bytes */
+static bool twb_quant_vnni(const twb_cpu *cpu) {
+    switch (cpu->isa) {
+    case TWB_ISA_AVX512: return cpu->vnni;
+    case TWB_ISA_AVX2:   return cpu->avxvnni && TWB_X86_AVXVNNI;
+    case TWB_ISA_NEON:   return cpu->sdot && TWB_ARM_SDOT;
+    case TWB_ISA_PLAIN: case TWB_ISA_COUNT: break;
+    }
+    return false;
+}
+
 /* Tasks: few enough rows that A's bytes stay in the L2 while the panels pass; then, for several workers, columns and
    rows are halved until there are four tasks for each, and columns further where a task of few rows reads much. */
 static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_quant_job *job) {
@@ -1892,10 +1928,10 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = twb_ceil_div(g->n, TWB_PANEL) * TWB_PANEL, most;
     const int workers = cpu->threads > 1 && work > 1e6 ? cpu->threads : 1;
     const ptrdiff_t beside = twb_quant_beside(g->m) * TWB_PANEL;
-    const bool pairs = g->b_type == TWB_Q8_0 && g->m >= TWB_PAIRS_ROWS && (cpu->isa == TWB_ISA_AVX2 || (cpu->isa == TWB_ISA_AVX512 && !cpu->vnni));
+    const bool pairs = g->b_type == TWB_Q8_0 && g->m >= TWB_PAIRS_ROWS && (cpu->isa == TWB_ISA_AVX2 || cpu->isa == TWB_ISA_AVX512) && !twb_quant_vnni(cpu);
     memset(job, 0, sizeof *job);
     job->args = g;
-    job->vnni = cpu->vnni;
+    job->vnni = twb_quant_vnni(cpu);
     job->blocks = twb_quant_blocks(g->k);
     most = twb_ceil_div(TWB_QUANT_A_BYTES, job->blocks * TWB_QUANT_BLOCK + 1) + 16;
     if (pairs) most = TWB_PAIRS_MOST;
@@ -4500,13 +4536,29 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
     }
     return w;
 }
+/* acc += four signed bytes times four signed bytes in each lane; run only where cpu->sdot says so */
+#if defined(__ARM_FEATURE_DOTPROD)
+#  define TWB_SDOT(acc, w, a) ((acc) = vreinterpretq_u32_s32(vdotq_s32(vreinterpretq_s32_u32(acc), vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(a))))
+#elif TWB_ARM_SDOT
+/* sdot %0.4s, %1.16b, %2.16b by its number, as an assembler told to make code for every 64-bit ARM refuses its name */
+#  define TWB_SDOT(acc, w, a) \
+    __asm__ volatile (".irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n\t.equ .Ltwb_v\\n, \\n\n\t.endr\n\t" \
+                      ".inst 0x4E809400 | (.Ltwb_%2 << 16) | (.Ltwb_%1 << 5) | .Ltwb_%0" : "+w"(acc) : "w"(w), "w"(a))
+#else
+#  define TWB_SDOT(acc, w, a) ((void)0)
+#endif
 TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     uint32_t four;
     int8x8_t a;
     int j;
-    (void)type; (void)vnni;
+    (void)type;
     memcpy(&four, x, sizeof four);
+    if (vnni) {
+        const uint32x4_t fours = vdupq_n_u32(four);
+        for (j = 0; j < 4; j++) TWB_SDOT(acc.q[j], w.q[j], fours);
+        return acc;
+    }
     a = vreinterpret_s8_u32(vdup_n_u32(four));
     for (j = 0; j < 4; j++) {                             /* two products fit 16 bits: 2 x 128 x 127 < 32768 */
         int8x16_t b = vreinterpretq_s8_u32(w.q[j]);
@@ -4534,14 +4586,23 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
     w.b = _mm256_and_si256(w.b, low);
     return w;
 }
-TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
+/* AVX_VNNI's vpdpbusd: see AVX-512's below.  Of its two encodings this is the older processors', without AVX-512. */
+#if TWB_X86_AVXVNNI
+#  define TWB_DPBUSD_VEX(acc, u, s) __asm__ volatile ("%{vex%} vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+x"(acc) : "x"(u), "x"(s))
+#else
+#  define TWB_DPBUSD_VEX(acc, u, s) ((void)0)
+#endif
+TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { return twb_iset1(vnni ? (uint32_t)((type == TWB_Q8_0 ? -128 : -8) * sum) : 0u); }
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     int32_t four;
     __m256i a;
-    (void)vnni;
     memcpy(&four, x, sizeof four);
     a = _mm256_set1_epi32(four);
-    if (type == TWB_Q8_0) {
+    if (vnni) {
+        if (type == TWB_Q8_0) w = twb_ixor(w, twb_iset1(0x80808080u));
+        TWB_DPBUSD_VEX(acc.a, w.a, a);
+        TWB_DPBUSD_VEX(acc.b, w.b, a);
+    } else if (type == TWB_Q8_0) {
         const __m256i ones = _mm256_set1_epi16(1);
         acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(a, w.a)), ones));
         acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(a, w.b)), ones));
@@ -4552,8 +4613,7 @@ TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi
     return acc;
 }
 TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
-    (void)vnni;
-    if (type == TWB_Q4_0) {
+    if (!vnni && type == TWB_Q4_0) {
         const __m256i ones = _mm256_set1_epi16(1);
         acc.a = _mm256_madd_epi16(acc.a, ones);
         acc.b = _mm256_madd_epi16(acc.b, ones);
@@ -4805,11 +4865,11 @@ typedef void (*TWB_NAME(twb_quant_tile_fn))(const twb_quant_job *job, ptrdiff_t 
                                 TWB_NAME(twb_quant_tile_##type##_41##V), TWB_NAME(twb_quant_tile_##type##_14##V), TWB_NAME(twb_quant_tile_##type##_22##V) }
 #define TWB_TILES(V) { TWB_TILES_OF(q8, V), TWB_TILES_OF(q4, V) }
 TWB_TILE(1, 1, b, false) TWB_TILE(2, 1, b, false) TWB_TILE(3, 1, b, false) TWB_TILE(4, 1, b, false) TWB_TILE(1, 4, b, false) TWB_TILE(2, 2, b, false)
-#if TWB_PASS == TWB_PASS_AVX512
+#if TWB_PASS == TWB_PASS_AVX512 || (TWB_PASS == TWB_PASS_AVX2 && TWB_X86_AVXVNNI) || (TWB_PASS == TWB_PASS_NEON && TWB_ARM_SDOT)
 TWB_TILE(1, 1, v, true) TWB_TILE(2, 1, v, true) TWB_TILE(3, 1, v, true) TWB_TILE(4, 1, v, true) TWB_TILE(1, 4, v, true) TWB_TILE(2, 2, v, true)
 static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[2][2][TWB_QUANT_ROWS + 2] = { TWB_TILES(b), TWB_TILES(v) };
 #else
-static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[1][2][TWB_QUANT_ROWS + 2] = { TWB_TILES(b) };
+static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[2][2][TWB_QUANT_ROWS + 2] = { TWB_TILES(b), TWB_TILES(b) };
 #endif
 #undef TWB_TILES_OF
 #undef TWB_TILE
@@ -4818,7 +4878,7 @@ static const TWB_NAME(twb_quant_tile_fn) TWB_NAME(twb_quant_tiles)[1][2][TWB_QUA
 TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
     twb_quant_job *job = (twb_quant_job *)arg;
     const twb_gemm_args *g = job->args;
-    const TWB_NAME(twb_quant_tile_fn) *tiles = TWB_NAME(twb_quant_tiles)[TWB_PASS == TWB_PASS_AVX512 && job->vnni ? 1 : 0][g->b_type == TWB_Q8_0 ? 0 : 1];
+    const TWB_NAME(twb_quant_tile_fn) *tiles = TWB_NAME(twb_quant_tiles)[job->vnni ? 1 : 0][g->b_type == TWB_Q8_0 ? 0 : 1];
     float sums[TWB_QUANT_ROWS * 16];
     ptrdiff_t task = -1, i, j;
     while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {

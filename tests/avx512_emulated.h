@@ -104,6 +104,17 @@ static inline __m512 emulated_dpbf16(__m512 c, __m512i a, __m512i b) {
     memcpy(&c, sum, sizeof sum);
     return c;
 }
+/* AVX_VNNI's vpdpbusd: unsigned times signed bytes, four products to each 32-bit sum */
+static inline __m256i emulated_dpbusd(__m256i c, __m256i a, __m256i b) {
+    uint8_t x[32];
+    int8_t y[32];
+    int32_t sum[8];
+    int i;
+    memcpy(x, &a, sizeof x); memcpy(y, &b, sizeof y); memcpy(sum, &c, sizeof sum);
+    for (i = 0; i < 32; i++) sum[i / 4] += x[i] * y[i];
+    memcpy(&c, sum, sizeof sum);
+    return c;
+}
 static inline __m512 emulated_permute(__m512 a, __m512i pick, __m512 b) {
     float x[32], y[16];
     int32_t at[16];

@@ -90,6 +90,12 @@ static void check_formats(int t, int n, int k, int kind) {
 }
 
 /* One product everywhere. */
+/* whether this processor has the set's instruction for four products of bytes */
+static bool has_four_products(twb_isa isa) {
+    const twb_cpu cpu = twb_cpu_default();
+    return isa == TWB_ISA_AVX512 ? cpu.vnni : isa == TWB_ISA_AVX2 ? cpu.avxvnni : isa == TWB_ISA_NEON && cpu.sdot;
+}
+
 static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, float alpha, float beta, int epilogue) {
     const twb_type type = types[t];
     twb_cpu cpu = twb_cpu_default();
@@ -146,9 +152,9 @@ static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, fl
         for (cpu.threads = 1; cpu.threads <= 3; cpu.threads++) {
             unsigned char *scratch;
             int vnni;
-            for (vnni = 0; vnni <= (twb_cpu_default().vnni ? 1 : 0); vnni++) {
-                cpu.isa = (twb_isa)isa;
-                cpu.vnni = vnni;
+            cpu.isa = (twb_isa)isa;
+            for (vnni = 0; vnni <= (has_four_products(cpu.isa) ? 1 : 0); vnni++) {
+                cpu.vnni = cpu.avxvnni = cpu.sdot = vnni;
                 scratch = (unsigned char *)check_malloc(twb_quant_gemm_scratch(&cpu, &g) + 1);
                 memcpy(got, start, (size_t)(m * ldc) * sizeof *got);
                 memcpy(pre_got, start, (size_t)(m * ldc) * sizeof *got);

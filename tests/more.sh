@@ -102,7 +102,7 @@ lacks qemu-x86_64 qemu-x86_64 || { wait; for cpu in Nehalem Haswell; do  # no AV
     check "bits-qemu-$cpu" sh -c "qemu-x86_64 -cpu $cpu $bin/bits-gcc-O2-no-openmp > $bin/bits-qemu-$cpu.txt && tail -n 1 $bin/bits-qemu-$cpu.txt"
 done; }
 # The AVX-512 kernels on any x86-64: each instruction in plain C (SIMD Everywhere), in a copy that has no target for them
-# and takes them, with VNNI and bf16, for there.
+# and takes them, with VNNI and bf16, for there; and AVX2's VNNI.
 if [ "$(uname -m)" = x86_64 ]; then
     emulated="gcc -std=c11 -O1 -w -Wno-psabi -mavx2 -mfma -mf16c -fopenmp -include avx512_emulated.h -I$bin/emulated -I."
     mkdir -p $bin/emulated && cp ../twinkle.h $bin/emulated/
@@ -111,8 +111,9 @@ if [ "$(uname -m)" = x86_64 ]; then
         -e 's/cpu.vnni = cpu.isa == TWB_ISA_AVX512 .*;/cpu.vnni = cpu.isa == TWB_ISA_AVX512;/' \
         -e 's/cpu.bf16 = cpu.isa == TWB_ISA_AVX512 .*;/cpu.bf16 = cpu.isa == TWB_ISA_AVX512;/' -e 's/if (r\[0\] >= 1) {  /if (true) {/' \
         -e 's/^#  define TWB_DPBUSD(acc, u, s) __asm__.*/#  define TWB_DPBUSD(acc, u, s) ((acc) = _mm512_dpbusd_epi32((acc), (u), (s)))/' \
+        -e 's/cpu.avxvnni = .*;/cpu.avxvnni = true;/' -e 's/^#  define TWB_DPBUSD_VEX(acc, u, s) __asm__.*/#  define TWB_DPBUSD_VEX(acc, u, s) ((acc) = emulated_dpbusd(acc, u, s))/' \
         -e 's/^#  define TWB_IN_ORDER(v) __asm__ volatile ("" : "+v"(v))/#  define TWB_IN_ORDER(v) ((void)0)/' ../twinkle_blas.h > $bin/emulated/twinkle_blas.h
-    check emulated-blas sh -c "[ \$(diff ../twinkle_blas.h $bin/emulated/twinkle_blas.h | grep -c '^>') = 9 ] && $emulated -c $bin/blas.c -o $bin/emulated/blas.o"
+    check emulated-blas sh -c "[ \$(diff ../twinkle_blas.h $bin/emulated/twinkle_blas.h | grep -c '^>') = 11 ] && $emulated -c $bin/blas.c -o $bin/emulated/blas.o"
     check emulated-blas_math sh -c "$emulated blas_math.c -o $bin/emulated/blas_math -lm -pthread && $bin/emulated/blas_math"
     wait
     for t in blas_gemm blas_quant; do
