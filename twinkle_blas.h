@@ -4823,7 +4823,7 @@ TWB_VFN __m256i TWB_NAME(twb_pairs_words)(twb_vi x) {
 #if TWB_PASS == TWB_PASS_AVX2
     return _mm256_shuffle_epi8(_mm256_packs_epi32(x.a, x.b), order);
 #else
-    return _mm256_shuffle_epi8(_mm256_packs_epi32(_mm512_castsi512_si256(x), _mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 1)), order);
+    return _mm256_shuffle_epi8(_mm256_packs_epi32(_mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 0), _mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 1)), order);
 #endif
 }
 /* Four fours to every `step` bytes of `to`. */
