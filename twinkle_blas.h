@@ -953,6 +953,8 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     columns = twb_ceil_div(columns, 32) * 32;
     wanted = workers > 1 ? 4 * (ptrdiff_t)workers : 1;
     while (job->batch * twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < wanted) {
+        if (job->way == TWB_WAY_ROWS && columns < 2048) wanted = workers;       /* short pieces of B's long rows are slow to read */
+        if (job->batch * twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) >= wanted) break;
         if (rows > columns && rows >= 64) rows = twb_ceil_div(rows, 2);
         else if (columns >= 64) columns = twb_ceil_div(columns, 64) * 32;
         else break;
@@ -3850,12 +3852,19 @@ TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, 
             }
         return;
     }
-    for (k = 0; k < kc; k += 8) {            /* rows lie far apart: eight of them are walked side by side */
+    for (k = 0; k < kc; k += 8) {            /* rows lie far apart: eight of them are walked side by side, and the next but one eight asked for */
         ptrdiff_t end = twb_min_size(k + 8, kc);
-        for (j0 = 0; j0 < columns; j0 += 16)
-            for (l = k; l < end; l++)
-                twb_store(panel + j0 / 16 * panel_step + l * 16,
-                          TWB_NAME(twb_get_type)(b, type, (k0 + l) * ldb + j + j0, columns - j0));
+        for (j0 = 0; j0 < columns; j0 += 16) {
+            float *to = panel + j0 / 16 * panel_step;
+            if (type == TWB_F32 && columns - j0 >= 16) {
+                const float *from = (const float *)b + (k0 + k) * ldb + j + j0;
+                for (l = k; l < end; l++, from += ldb) {
+                    TWB_PREFETCH(from + 16 * ldb);
+                    twb_store(to + l * 16, twb_load(from));
+                }
+            } else
+                for (l = k; l < end; l++) twb_store(to + l * 16, TWB_NAME(twb_get_type)(b, type, (k0 + l) * ldb + j + j0, columns - j0));
+        }
     }
 }
 
