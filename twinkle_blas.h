@@ -4289,28 +4289,31 @@ TWB_VFN twb_v TWB_NAME(twb_bf16_step)(bool pairs, const void *p, twb_type type, 
     return twb_unbits(twb_ior(twb_bits(x), twb_ishr(twb_bits(TWB_NAME(twb_round_bf16)(TWB_NAME(twb_get_type)(p, type, at + next, n))), 16)));
 }
 
-/* Columns [j0, j1) of B, rounded, in panels of `depth` steps.  `square` has room for one panel in f32. */
+/* Columns [j0, j1) of B, rounded, in panels of `depth` steps.  `square` has room for one panel in f32.  Rows that lie far apart are
+   walked eight at a time over all panels, or each line of memory would come from another page. */
 TWB_FN void TWB_NAME(twb_bf16_panels)(const twb_gemm_job *job, const char *b, ptrdiff_t k0, ptrdiff_t kc, ptrdiff_t depth, ptrdiff_t j0, ptrdiff_t j1,
-                                      float *square, float *to) {
+                                      float *square, float *panels) {
     const twb_gemm_args *g = job->args;
-    const ptrdiff_t step = job->pairs ? 2 : 1;
-    ptrdiff_t j, k;
-    for (j = j0; j < j1; j += 16) {
-        const void *from = b;
-        twb_type type = g->b_type;
-        ptrdiff_t at = k0 * g->ldb + j, next = g->ldb, n = j1 - j;
-        if (g->b_packed) { at = twb_packed_at(g->n, j, k0, kc); next = n = 16; }
-        else if (g->trans_b) {
-            TWB_NAME(twb_pack_panels)(type, true, b, g->ldb, k0, kc, j, twb_min_size(n, 16), square, 0);
-            from = square; type = TWB_F32;
-            at = 0; next = n = 16;
+    const ptrdiff_t step = job->pairs ? 2 : 1, some = g->b_packed || g->trans_b ? kc : 8;
+    ptrdiff_t j, k, l;
+    for (k = 0; k < kc; k += some)
+        for (j = j0; j < j1; j += 16) {
+            const void *from = b;
+            twb_type type = g->b_type;
+            ptrdiff_t at = k0 * g->ldb + j, next = g->ldb, n = j1 - j;
+            float *to = panels + (j - j0) * depth + k / step * 16;
+            if (g->b_packed) { at = twb_packed_at(g->n, j, k0, kc); next = n = 16; }
+            else if (g->trans_b) {
+                TWB_NAME(twb_pack_panels)(type, true, b, g->ldb, k0, kc, j, twb_min_size(n, 16), square, 0);
+                from = square; type = TWB_F32;
+                at = 0; next = n = 16;
+            }
+            for (l = k; l < kc && l < k + some; l += step, to += 16)
+                twb_store(to, TWB_NAME(twb_bf16_step)(job->pairs, from, type, at + l * next, next, l + 1 == kc, n));
         }
-        for (k = 0; k < kc; k += step, to += 16)
-            twb_store(to, TWB_NAME(twb_bf16_step)(job->pairs, from, type, at + k * next, next, k + 1 == kc, n));
-    }
     if (job->pairs)                       /* the kernels take panels by fours and twos: zeros beyond the last */
-        for (; (j - j0) % 64 != 0; j += 16)
-            for (k = 0; k < depth; k++, to += 16) twb_store(to, twb_set1(0.0f));
+        for (j = twb_ceil_div(j1 - j0, 16) * 16; j % 64 != 0; j += 16)
+            for (k = 0; k < depth; k++) twb_store(panels + j * depth + k * 16, twb_set1(0.0f));
 }
 
 #if TWB_PASS == TWB_PASS_AVX512 && TWB_X86_BF16

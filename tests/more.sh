@@ -94,7 +94,7 @@ if ! lacks aarch64-linux-gnu-gcc aarch64 && ! lacks qemu-aarch64 aarch64-qemu; t
     check blas-aarch64 sh -c "$arm -c $bin/blas.c -o $bin/blas-aarch64.o"
     wait
     check aarch64-blas_math sh -c "$arm -static blas_math.c -o $bin/aarch64-blas_math -lm -pthread && qemu-aarch64 $bin/aarch64-blas_math"
-    for t in blas_gemm gpt2; do
+    for t in blas_gemm blas_quant gpt2; do
         check "aarch64-$t" sh -c "$arm -static -DTWINKLE_BLAS_IMPLEMENTED $t.c $bin/blas-aarch64.o -o $bin/aarch64-$t -lm -pthread && qemu-aarch64 $bin/aarch64-$t"
     done
 fi
