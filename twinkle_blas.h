@@ -823,15 +823,16 @@ TWBDEF float twb_log1(float x) {
    2. PACKING puts what the micro-kernel reads next to each other in the order in which it reads.  B goes
       into panels of 16 columns, one after another, each [k][16]: the kernel then reads one unbroken
       stream, whatever B's leading dimension and whether it is stored [k,n] or [n,k].  A row of A is read
-      along k and is such a stream already; A is read where it lies, unless it is transposed or its
-      leading dimension makes all rows of a tile fall on the same lines of the L1.
+      along k and is such a stream already; A is read where it lies, unless it is transposed, its
+      leading dimension makes all rows of a tile fall on the same lines of the L1, or there are so many
+      rows that copying them costs nothing to speak of.
 
    3. BLOCKING keeps what is used again in a cache that is near.  k is cut into blocks of TWB_KC, A's rows into
       chunks, B's columns into groups of panels:
 
                               n
                   +------+------+------+--
-                  |      | group|      |            TWB_KC x 64 or 128, packed: 64 or 128 KiB, in the L2.
+                  |      | group|      |            TWB_KC x 64 or 192, packed: 64 or 192 KiB, in the L2.
           B       |      |=|=|=|      | KC          Every strip of the chunk walks over all of its panels,
                   |      |panels|      |            then the next group is packed over it.
                   +------+------+------+--
@@ -902,8 +903,8 @@ enum {
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
     TWB_CHUNK_ROWS = 192,           /* most rows of a chunk of A: 192 KiB in a block of k */
-    TWB_BLOCK_COLUMNS = 1024,       /* most columns of a task, and of a block of B */
-    TWB_GROUP_COLUMNS = 128,        /* most columns of a group of panels: 128 KiB in a block of k */
+    TWB_BLOCK_COLUMNS = 2048,       /* most columns of a task, and of a block of B */
+    TWB_GROUP_COLUMNS = 192,        /* most columns of a group of panels: 192 KiB in a block of k */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
     TWB_WORKER_FLOATS = TWB_CHUNK_ROWS * TWB_A_ROW + TWB_KC * TWB_BLOCK_COLUMNS       /* most scratch of a worker */
 };
@@ -914,7 +915,7 @@ typedef struct twb_gemm_job {
     twb_way way;
     ptrdiff_t batch, task_rows, task_columns, row_tasks, column_tasks;
     ptrdiff_t chunk_rows, group;    /* most rows of a chunk of A; columns packed at a time */
-    bool copy_a;                    /* A is transposed, or its rows fall on one another in the caches: each strip is copied */
+    bool copy_a;                    /* each strip of A is copied: it is transposed, its rows fall on one another in the caches, or there are many */
     bool pairs;                     /* bf16 numbers, multiplied by the processor's own instruction */
     twb_queue queue;
     float *scratch;                 /* each worker: a chunk of A if it is copied, then panels of B */
@@ -944,8 +945,9 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     job->chunk_rows = twb_min_size(TWB_CHUNK_ROWS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)));     /* half of the L2 */
     if (job->chunk_rows < 64) job->chunk_rows = 64;
     job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
-    /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way). */
-    job->copy_a = g->trans_a || g->lda % 512 == 0;
+    /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  And where many rows are
+       read once for each group, it pays to have a chunk side by side, in few pages. */
+    job->copy_a = g->trans_a || g->lda % 512 == 0 || g->m > 256;
 
     /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four
        tasks for each, so that a core which somebody else is using holds up no more than one of them. */

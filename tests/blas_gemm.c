@@ -300,7 +300,7 @@ static void check_rows_and_threads(bool rounded) {
             g.trans_a = layout & 1; g.trans_b = layout >> 1;
             g.m = m; g.n = n; g.k = k; g.alpha = 1; g.a = a; g.lda = g.trans_a ? m : k; g.b = b; g.ldb = g.trans_b ? k : n; g.ldc = n;
             g.bf16_products = rounded;
-            for (isa = TWB_ISA_COUNT - 1; isa > 0; isa--) {
+            for (isa = TWB_ISA_COUNT - 1; isa > 0 || isa == (int)cpu.isa; isa--) {      /* plain C where there is nothing else */
                 if (!twb_isa_available((twb_isa)isa)) continue;
                 for (threads = 1; threads <= 3; threads++) {
                     float *to = cpu.isa == (twb_isa)isa && threads == 1 ? c : d;
