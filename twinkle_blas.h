@@ -844,7 +844,7 @@ TWBDEF float twb_log1(float x) {
        m  |    |           |
           +----+--         +-------------
 
-          for each block of k, chunk of up to 192 rows (in the L2), group: pack the group
+          for each block of k, chunk of up to 256 rows (in the L2), group: pack the group
               for each strip of 6 or 14 rows (in the L1), panel: micro-kernel
 
       Packing right before use means that B comes from far away once, goes through the L1, and is never
@@ -902,7 +902,7 @@ enum {
     TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
-    TWB_CHUNK_ROWS = 192,           /* most rows of a chunk of A: 192 KiB in a block of k */
+    TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k */
     TWB_BLOCK_COLUMNS = 2048,       /* most columns of a task, and of a block of B */
     TWB_GROUP_COLUMNS = 192,        /* most columns of a group of panels: 192 KiB in a block of k */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
@@ -944,6 +944,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (job->way == TWB_WAY_BF16) columns = 256;
     job->chunk_rows = twb_min_size(TWB_CHUNK_ROWS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)));     /* half of the L2 */
     if (job->chunk_rows < 64) job->chunk_rows = 64;
+    if (rows > job->chunk_rows) job->chunk_rows -= job->chunk_rows / 4;          /* several chunks: the kept panels want some of the L2 too */
     job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
     /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  And where many rows are
        read once for each group, it pays to have a chunk side by side, in few pages. */
