@@ -100,7 +100,13 @@ static void train_case(const char *name) {
 
 /* A linear layer in bf16.  The three products' definition: operands rounded to bf16, sums here in double; ours are within what f32 sums can
    lose.  torch.autocast's results are these rounded to bf16 once more, 2^-8 of themselves at most. */
-static double bf16_number(float x) { return (double)twb_bf16_to_f32(twb_f32_to_bf16(x)); }
+static double bf16_number(float x) {
+    const twb_cpu cpu = twb_cpu_default();
+    uint16_t half;
+    twb_convert(&cpu, 1, &x, TWB_F32, &half, TWB_BF16);
+    twb_convert(&cpu, 1, &half, TWB_BF16, &x, TWB_F32);
+    return (double)x;
+}
 static void bf16_product(const char *name, int m, int n, int k, const float *a, int a_row, int a_step, const float *b, int b_row, int b_step, const float *torch,
                          const float *got, int got_row, int got_step, double *worst, double *worst_torch) {
     int i, j, l;
