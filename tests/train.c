@@ -1,6 +1,7 @@
 /* Training against PyTorch: twenty steps of every optimizer with its losses, rates and norms; schedulers; resuming;
    the same bits for any number of threads; no allocation after the first step; plans that come true. */
 #define TWINKLE_IMPLEMENTATION
+#include "twinkle_blas.h"
 #include "twinkle.h"
 #include "golden.h"
 
