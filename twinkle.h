@@ -1596,7 +1596,7 @@ static void *twi_alloc_weights(twi_region *region, size_t bytes, bool quietly) {
     const size_t whole = bytes + sizeof(twi_block) + TWI_ALIGN;
     twi_slab *slab = region->slab;
     void *data;
-    if (bytes < TWI_SLAB / 128 || bytes > TWI_SLAB / 4) {
+    if (bytes < TWI_SLAB / 128 || bytes > TWI_SLAB / 4 || region->tw->desc.alloc.alloc != twi_default_alloc) {   /* a host is asked for no more than is needed */
         data = quietly ? twi_alloc_quietly(region, bytes) : twi_alloc_raw(region, bytes, 1);
         if (data) twi_large_pages(data, bytes);
         return data;

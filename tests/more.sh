@@ -84,7 +84,6 @@ bits gcc-O2-no-openmp gcc -std=c11 -O2
 bits gcc-O0 gcc -std=c11 -O0
 bits gcc-O3-native gcc -std=c11 -O3 -march=native -fopenmp
 bits gcc-Ofast gcc -std=c11 -Ofast
-bits gcc-fast-math-native gcc -std=c11 -O3 -ffast-math -march=native
 bits gcc-no-simd gcc -std=c11 -O2 -DTWINKLE_NO_SIMD
 lacks clang clang || for flags in -O1 -O3; do bits "clang$flags" clang -std=c11 $flags; done      # (not -Ofast: see README)
 lacks tcc tcc || bits tcc tcc
