@@ -4704,9 +4704,9 @@ TWDEF void tw_end_step(tw_context *tw) {
 }
 
 /* -- a stream of blocks -------------------------------------------------------------------------------
-   A model hands x from block to block.  Where gradients are wanted, what a block can compute again is forgotten.  Where none is, a block's inside is dead once its
-   result is there: the result is copied over the block's input and the arena rewinds, so the memory
-   does not grow with the number of layers. */
+   A model hands x from block to block.  Where gradients are wanted, what a block can compute again is
+   forgotten.  Where none is, a block's inside is dead once its result is there: the result is copied over
+   the block's input and the arena rewinds, so the memory does not grow with the number of layers. */
 typedef struct twi_stream { tw_context *tw; twi_mark mark; const twi_node *before; bool rewinds; } twi_stream;
 
 static tw_tensor *twi_stream_begin(twi_stream *s, tw_tensor *x, bool keep_all) {
@@ -4724,11 +4724,12 @@ static tw_tensor *twi_stream_begin(twi_stream *s, tw_tensor *x, bool keep_all) {
 }
 
 static tw_tensor *twi_stream_next(twi_stream *s, tw_tensor *x, tw_tensor *result) {
-    if (!s->rewinds && result) {
+    if (!result) return NULL;
+    if (!s->rewinds) {
         twi_forget(s->tw, s->before, result);
         s->before = s->tw->tape;
+        return result;
     }
-    if (!s->rewinds || !result) return result;
     if (twi_computes(s->tw)) tw_read(result, (float *)x->data, tw_count(x));
     twi_rewind(s->tw, &s->mark);
     return x;
@@ -5419,13 +5420,10 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     g.m = (ptrdiff_t)twi_rows(x); g.n = (ptrdiff_t)out; g.k = (ptrdiff_t)in;
     g.alpha = 1;
     g.a = twi_f32(x);
-    g.b = weight->data; g.b_type = twi_twb_type(weight->dtype); g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
-    g.b_packed = twi_is_quantized(weight->dtype);
-    if (!twi_is_quantized(weight->dtype)) {
-        if (weight->pack_wanted && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
-        if (weight->panels && !x->tw->bf16) { g.b = weight->panels; g.b_packed = true; }
-        else g.b = twi_plain(weight);
-    }
+    if (weight->pack_wanted && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
+    g.b = weight->panels ? weight->panels : weight->data;
+    g.b_packed = weight->panels || twi_is_quantized(weight->dtype);
+    g.b_type = twi_twb_type(weight->dtype); g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
     g.bf16_products = saved.bf16 = x->tw->bf16;
     g.c = twi_f32(y); g.ldc = g.n;
     e.bias = bias ? twi_f32(bias) : NULL;
@@ -17300,7 +17298,7 @@ static bool twi_is_taken(const tw_model *m, const tw_weight *w) {
     return false;
 }
 
-/* Rows [first, first + count) of t as numbers of another type in `fresh`: as panels, if it has room for these, else plain. */
+/* Rows [first, first + count) of t in `fresh`: as blocks, or as panels of 16-bit numbers. */
 static bool twi_convert_rows(tw_context *tw, const tw_tensor *t, ptrdiff_t first, ptrdiff_t count, const tw_tensor *fresh) {
     const ptrdiff_t columns = (ptrdiff_t)t->shape[1], n = fresh->in_out ? columns : count;
     const char *from = (const char *)t->data + (size_t)(first * columns) * tw_dtype_size(t->dtype);
@@ -17316,13 +17314,12 @@ static bool twi_convert_rows(tw_context *tw, const tw_tensor *t, ptrdiff_t first
    With `check` a NaN or an infinite number is an error; blocks cannot hold these anyway. */
 static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, bool check) {
     tw_context *tw = m->region.tw;
-    const bool from_blocks = twi_is_quantized(t->dtype);
     tw_tensor fresh = *t, piece = *t;
     ptrdiff_t row, rows, some = twi_piece_rows(t);
     bool ok;
     if (tw->planning) { t->dtype = dtype; return true; }
     if (t->panels && !twi_plain(t)) return false;
-    if (from_blocks && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
+    if (twi_is_quantized(t->dtype) && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
     rows = t->rank == 2 ? (ptrdiff_t)t->shape[0] : 1;
     if (some > rows) some = rows;
     fresh.dtype = dtype;
@@ -17342,7 +17339,7 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
         }
     else if (ok) {
         ok = !check || tw_count(t) == 0 || twi_all_finite(tw, t);
-        if (from_blocks && t->dtype != TW_F32) tw_read(t, (float *)fresh.data, tw_count(t));
+        if (twi_is_quantized(t->dtype)) tw_read(t, (float *)fresh.data, tw_count(t));
         else if (ok) twb_convert(&tw->cpu, (ptrdiff_t)tw_count(t), t->data, (twb_type)t->dtype, fresh.data, (twb_type)dtype);
         if (t->borrowed) twi_forget_pages(&tw->region, t->data, (size_t)tw_bytes_of(t));
     }
@@ -17363,6 +17360,11 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
 /* Does tw_to turn this parameter into that type? */
 static bool twi_becomes(const tw_tensor *t, tw_dtype dtype) {
     return t->dtype != dtype && (dtype == TW_F32 || t->rank >= 2) && (!twi_is_quantized(dtype) || twi_can_quantize(t));
+}
+
+/* Is that what the caller of tw_from_pretrained_with asked for?  TW_F32 alone says nothing, to_f32 does. */
+static bool twi_is_to_become(const tw_tensor *t, const tw_load_desc *how) {
+    return (how->to_f32 || how->dtype != TW_F32) && twi_becomes(t, how->dtype);
 }
 
 /* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The type, or TW_F32 where it is none. */
@@ -17402,12 +17404,11 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
     tw_context *tw = m->region.tw;
     tw_dtype quantized = twi_quantized_as(m->weights, w);
     size_t count = (size_t)tw_count(t);
-    bool to_f32 = how->to_f32 && how->dtype == TW_F32, converts;
+    bool to_f32 = how->to_f32 && how->dtype == TW_F32;
     bool stays_16 = (w->dtype == TW_F16 || w->dtype == TW_BF16) && t->rank >= 2 && !to_f32;
     bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !twi_is_taken(m, w);
     if (twi_is_quantized(quantized))
-        return twi_take_blocks(m, t, w, quantized) &&
-               (!(to_f32 || (how->dtype != TW_F32 && twi_becomes(t, how->dtype))) || twi_convert_parameter(m, t, how->dtype, false));
+        return twi_take_blocks(m, t, w, quantized) && (!twi_is_to_become(t, how) || twi_convert_parameter(m, t, how->dtype, false));
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -17426,8 +17427,7 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
         else if (!twi_convert_values(w->data, w->dtype, (int64_t)count, (float *)t->data)) return false;
         twi_forget_pages(&tw->region, w->data, w->bytes);
     }
-    converts = how->dtype != TW_F32 && twi_becomes(t, how->dtype);
-    if (converts) return twi_convert_parameter(m, t, how->dtype, true);
+    if (twi_is_to_become(t, how)) return twi_convert_parameter(m, t, how->dtype, true);
     if (count && !twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
     return true;
 }
