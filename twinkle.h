@@ -4170,19 +4170,47 @@ static void twi_walk_next(twi_walk *w) {
     w->more = false;
 }
 
-/* Copies f32 numbers from one set of strides to another. */
-static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shape, float *to, const int64_t *to_stride, const float *from, const int64_t *from_stride) {
+/* Copies f32 numbers from one set of strides to another.  A large copy is cut along its longest axis but the last: what it costs
+   is memory, of which two threads get more than one, and the first touch of new pages. */
+typedef struct twi_strided_copy { int rank, axis; int64_t shape[TW_MAX_DIMS], pieces; float *to; const int64_t *to_stride; const float *from; const int64_t *from_stride; } twi_strided_copy;
+static void twi_copy_piece(void *arg, int index) {
+    const twi_strided_copy *job = (const twi_strided_copy *)arg;
+    const int last = job->rank - 1;
+    const int64_t n = last >= 0 ? job->shape[last] : 1, ts = last >= 0 ? job->to_stride[last] : 1, fs = last >= 0 ? job->from_stride[last] : 1;
+    float *to = job->to;
+    const float *from = job->from;
+    int64_t shape[TW_MAX_DIMS], first, i;
     twi_walk w;
-    int64_t n = rank ? shape[rank - 1] : 1, i, ts = rank ? to_stride[rank - 1] : 1, fs = rank ? from_stride[rank - 1] : 1;
-    (void)tw;
-    twi_walk_start(&w, rank ? rank - 1 : 0, shape, to_stride, from_stride, NULL);
+    memcpy(shape, job->shape, sizeof shape);
+    if (job->pieces > 1) {
+        first = shape[job->axis] * index / job->pieces;
+        shape[job->axis] = shape[job->axis] * (index + 1) / job->pieces - first;
+        to += first * job->to_stride[job->axis];
+        from += first * job->from_stride[job->axis];
+    }
     if (n == 0) return;
-    for (; w.more; twi_walk_next(&w)) {
+    for (twi_walk_start(&w, last > 0 ? last : 0, shape, job->to_stride, job->from_stride, NULL); w.more; twi_walk_next(&w)) {
         float *t = to + w.at[0];
         const float *f = from + w.at[1];
         if (ts == 1 && fs == 1) memcpy(t, f, (size_t)n * sizeof *t);
         else for (i = 0; i < n; i++) t[i * ts] = f[i * fs];
     }
+}
+static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shape, float *to, const int64_t *to_stride, const float *from, const int64_t *from_stride) {
+    enum { WORTH_THREADS = 1 << 17 };                       /* numbers: half a megabyte is some 50 microseconds */
+    twi_strided_copy job;
+    int64_t count = 1;
+    int i;
+    memset(&job, 0, sizeof job);
+    job.rank = rank; job.to = to; job.to_stride = to_stride; job.from = from; job.from_stride = from_stride; job.pieces = 1;
+    for (i = 0; i < rank; i++) {
+        job.shape[i] = shape[i];
+        count *= shape[i];
+        if (i < rank - 1 && shape[i] > shape[job.axis]) job.axis = i;
+    }
+    if (rank > 1 && count >= WORTH_THREADS && tw->cpu.threads > 1) job.pieces = shape[job.axis] < 4 * tw->cpu.threads ? shape[job.axis] : 4 * tw->cpu.threads;
+    if (job.pieces > 1) twb_parallel(&tw->cpu, (int)job.pieces, twi_copy_piece, &job);
+    else twi_copy_piece(&job, 0);
 }
 
 TWDEF int64_t tw_read(const tw_tensor *t, float *out, int64_t room) {

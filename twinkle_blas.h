@@ -250,10 +250,14 @@ TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
 
    In products the rows of A are quantized too, on the fly, and what is multiplied are whole numbers:
 
-       for each block of 32 k:  d_a = max|a| / 127,  q_a = round(a / d_a), ties to even
+       for each block of 32 k:  d_a = max|a| / 64,  q_a = round(a / d_a), ties to even
            s = sum over the block of q_a q                    (exact)
            p = fma(s, d d_a, p)
        c = alpha p + beta C[i][j], and the epilogue, as in [twb:04]
+
+   The numbers of A have seven bits and not eight, so that processors without VNNI multiply bytes without a detour (the chapter's
+   implementation says how).  With a scale for each 32 numbers that costs little: the perplexity of a trained GPT-2 of 4 layers
+   rose by 0.05 % where eight bits made it 0.03 %.
 
    One fixed order again: the same bits on every kernel set, for every m, n and number of threads.  A block of A whose
    numbers are all below 1e-30 counts as zeros; one with NaN or infinity makes its row NaN. */
@@ -915,7 +919,7 @@ typedef struct twb_gemm_job {
     twb_way way;
     ptrdiff_t batch, task_rows, task_columns, row_tasks, column_tasks;
     ptrdiff_t chunk_rows, group;    /* most rows of a chunk of A; columns packed at a time */
-    bool copy_a;                    /* each strip of A is copied: it is transposed, its rows fall on one another in the caches, or there are many */
+    bool copy_a;                    /* each strip of A is copied: it is transposed, its rows fall on one another in the caches, or they are many and read often */
     bool pairs;                     /* bf16 numbers, multiplied by the processor's own instruction */
     twb_queue queue;
     float *scratch;                 /* each worker: a chunk of A if it is copied, then panels of B */
@@ -947,8 +951,8 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (rows > job->chunk_rows) job->chunk_rows -= job->chunk_rows / 4;          /* several chunks: the kept panels want some of the L2 too */
     job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
     /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  And where many rows are
-       read once for each group, it pays to have a chunk side by side, in few pages. */
-    job->copy_a = g->trans_a || g->lda % 512 == 0 || g->m > 256;
+       read again for each few columns, it pays to have a chunk side by side, in few pages. */
+    job->copy_a = g->trans_a || g->lda % 512 == 0 || (g->m > 256 && !g->b_packed);
 
     /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four
        tasks for each, so that a core which somebody else is using holds up no more than one of them. */
@@ -994,48 +998,33 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
    byte, sixteen columns of C at once.  It is the file's block with its groups of four bytes moved, so a block costs the
    same bytes in both, and packing is copying.
 
-   MULTIPLYING BYTES.  x86 multiplies unsigned by signed bytes and adds pairs in 16 bits, with saturation (vpmaddubsw):
-   255 x 127 twice would be cut off.  So for q8_0 the weight gives its sign to A, |w| sign(w) a: at most 2 x 128 x 127 =
-   32512 < 32768, never saturated.  A 4-bit weight is taken as 0 ... 15 and needs no sign: a block's sixteen products in a
-   lane stay within 16 x 15 x 127 = 30480, so they are added in 16 bits, half the work of q8_0, and 8 times the sum of
-   the block of A is subtracted at the end.  VNNI (vpdpbusd) adds four products in 32 bits: w + 128 is unsigned, and 128 times
-   A's sum is subtracted.  AVX-512 and AVX2 each have a VNNI of their own: a processor may have either, both or none.
-   ARM multiplies signed by signed bytes (vmull, and vpadal to add), and where it has dot products (sdot) four of them
-   in an instruction.  All sums are whole numbers and exact, so all of these ways give the same bits.
+   MULTIPLYING BYTES.  x86 multiplies unsigned by signed bytes and adds two neighbouring products in 16 bits, cutting off what
+   does not fit (vpmaddubsw).  So a weight is lifted, w + 128 (one flipped bit), and what is too much, 128 times the block's sum of
+   A, is taken off at the start:
 
-   BY PAIRS.  Without VNNI those four products in a lane cost a sign, two multiplications and an addition, and of all
-   four pipes of a core only two multiply.  For many rows there is a cheaper way to the same whole number (S. Winograd,
-   "A new algorithm for inner product", 1968), which multiplies half as often and adds instead:
+       sum (w + 128) a  -  128 sum a                  for each lane and block of 32 k
 
-       a0 w0 + a1 w1 = (a0 + w1) (a1 + w0) - a0 a1 - w0 w1
+   Two products must stay below 32768.  255 x 127 twice would not, whence A's seven bits: 255 x 64 twice are 32640.  Four
+   products of a lane then are vpmaddubsw, vpmaddwd by ones (to 32 bits) and an addition, and of a core's four vector pipes two multiply:
+   a tile of 4 x 16 by a block is bound to 64 cycles, and takes some 80.  4-bit weights lie there lifted by 8, 0 ... 15;
+   sixteen of their products stay within 16 x 15 x 64, so a whole block is added in 16 bits, half the work of q8_0.
 
-   The last two terms belong to A alone and to the weights alone, so each is added up once for all columns and all rows.
-   The sums a + w stay within 255 and take 16 bits; one vpmaddwd then makes what belongs to four products of a lane: two
-   additions, a multiplication, and an addition to the sum.  For that the weights are spread before: a piece of a panel,
-   8 blocks, is written once as 16-bit numbers, even and odd k's apart, with the sums -(w0 w1 + w2 w3 + ...) of its blocks, and all
-   rows of the task go over it while it lies in the L1:
-
-       A     block of a row: d_a, -(a0 a1 + a2 a3 + ...), and fours a0 a2 a1 a3; rows of a tile interleaved
-       W     block of a panel: 16 scales, 16 sums, then 8 times (w0 w2 of 16 columns, w1 w3 of 16 columns)
-
-   Below TWB_PAIRS_ROWS rows the spreading costs more than it saves.
+   VNNI (vpdpbusd) adds four products in 32 bits at once.  AVX-512 and AVX2 each have a VNNI of their own: a processor may have
+   either, both or none.  ARM multiplies signed by signed bytes (vmull, and vpadal to add), and where it has dot products (sdot)
+   four of them in an instruction.  All sums are whole numbers and exact, so all of these ways give the same bits.
 
    ONE ROW.  Decoding multiplies one row and waits for the memory.  A single stream of addresses does not keep it busy: the
    processor looks ahead within a page of 4 KiB and begins anew at the next.  So with one row four panels are read side by side,
    with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task ends where four panels end. */
 enum {
     TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
+    TWB_QUANT_TOP = 64,             /* the largest magnitude of a quantized number of A */
     TWB_QUANT_ROWS = 4,             /* rows of A in a tile, or rows times panels: 4 x 16 sums in 8 of AVX2's 16 registers, beside them
-                                       weights, |weights|, A, a product */
+                                       weights, A, products, ones */
     TWB_QUANT_AHEAD = 2048,         /* bytes from what a tile reads to what it has fetched, of all its panels together */
     TWB_QUANT_TASK = 96 << 10,      /* fewest bytes of weights in a task of few rows, and */
     TWB_QUANT_TASKS = 16,           /* most of those for a worker */
-    TWB_QUANT_A_BYTES = 128 << 10,  /* of A's rows that a task goes over for each panel: a quarter of an L2 */
-    TWB_PAIRS_ROWS = 24,            /* from so many rows on q8_0 goes by pairs, and at most */
-    TWB_PAIRS_MOST = 128,           /* so many rows are in a task: their sums for a panel are 8 KiB */
-    TWB_PAIRS_DEPTH = 8,            /* blocks of a panel that are spread at a time: 9 KiB, which stay in the L1 */
-    TWB_PAIRS_BLOCK = 1152,         /* bytes of a spread block: 16 scales and 16 sums, 32 bits each, and 512 weights of 16 bits */
-    TWB_PAIRS_A = 72                /* bytes of a block of a row of A: scale, sum and 32 numbers of 16 bits */
+    TWB_QUANT_A_BYTES = 128 << 10   /* of A's rows that a task goes over for each panel: a quarter of an L2 */
 };
 
 /* panels side by side in a tile with one row, with two, with more */
@@ -1111,12 +1100,11 @@ typedef struct twb_quant_pack_job {
 /* A product: the rows of A quantized, then tasks of rows x columns. */
 typedef struct twb_quant_job {
     const twb_gemm_args *args;
-    bool vnni, by_pairs;
+    bool vnni;
     ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
     signed char *q;                 /* [m][32 blocks] */
     float *d;                       /* [m][blocks] */
-    int32_t *sum;                   /* [m][blocks]: of each block's q */
-    unsigned char *pairs;           /* or, going by pairs, instead of these three: A as its tiles read it */
+    int32_t *less;                  /* [m][blocks]: minus the block's sum of q times what is added to the weights */
     twb_queue queue;
 } twb_quant_job;
 
@@ -1933,13 +1921,11 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     ptrdiff_t rows = g->m > 0 ? g->m : 1, columns = twb_ceil_div(g->n, TWB_PANEL) * TWB_PANEL, most;
     const int workers = cpu->threads > 1 && work > 1e6 ? cpu->threads : 1;
     const ptrdiff_t beside = twb_quant_beside(g->m) * TWB_PANEL;
-    const bool pairs = g->b_type == TWB_Q8_0 && g->m >= TWB_PAIRS_ROWS && (cpu->isa == TWB_ISA_AVX2 || cpu->isa == TWB_ISA_AVX512) && !twb_quant_vnni(cpu);
     memset(job, 0, sizeof *job);
     job->args = g;
     job->vnni = twb_quant_vnni(cpu);
     job->blocks = twb_quant_blocks(g->k);
     most = twb_ceil_div(TWB_QUANT_A_BYTES, job->blocks * TWB_QUANT_BLOCK + 1) + 16;
-    if (pairs) most = TWB_PAIRS_MOST;
     most = twb_min_size(rows, most);
     rows = twb_ceil_div(rows, twb_ceil_div(rows, most));
     if (workers > 1) {
@@ -1951,15 +1937,13 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
         while (g->m <= TWB_QUANT_ROWS && columns > beside && twb_ceil_div(g->n, columns) < TWB_QUANT_TASKS * (ptrdiff_t)workers
                && (size_t)columns * twb_quant_row_bytes(g->b_type, g->k) >= 2 * (size_t)TWB_QUANT_TASK) columns = twb_ceil_div(columns, 2 * beside) * beside;
     }
-    if (pairs) rows = twb_ceil_div(rows, TWB_QUANT_ROWS) * TWB_QUANT_ROWS;              /* whole tiles: A is laid out by them */
     job->task_rows = rows;
     job->task_columns = columns > 0 ? columns : (ptrdiff_t)TWB_PANEL;
     job->row_tasks = twb_ceil_div(g->m, rows);
     job->column_tasks = twb_ceil_div(g->n, job->task_columns);
     job->queue.count = job->row_tasks * job->column_tasks;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 1 ? job->queue.count : 1);
-    job->by_pairs = pairs;
-    return (size_t)g->m * (size_t)job->blocks * (pairs ? (size_t)TWB_PAIRS_A : TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->sum) + 64;
+    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->less) + 64;
 }
 TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_quant_job job;
@@ -1968,9 +1952,8 @@ TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *ar
 static void twb_quant_place(twb_quant_job *job, void *scratch) {
     const size_t blocks = (size_t)job->args->m * (size_t)job->blocks;
     job->d = twb_align64(scratch);
-    job->sum = (int32_t *)(void *)(job->d + blocks);
-    job->q = (signed char *)(job->sum + blocks);
-    job->pairs = (unsigned char *)job->d;
+    job->less = (int32_t *)(void *)(job->d + blocks);
+    job->q = (signed char *)(job->less + blocks);
 }
 TWBDEF void twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_quant_job job, rows;
@@ -2001,8 +1984,8 @@ TWBDEF void twb_ref_quant_gemm(const twb_gemm_args *g) {
                     bad += a - a;
                 }
                 for (k = b * TWB_QUANT_BLOCK; bad >= 0 && top >= 1e-30f && k < (b + 1) * TWB_QUANT_BLOCK && k < g->k; k++)
-                    s += (int32_t)rintf(g->a[i * g->lda + k] * (127.0f / top)) * twb_quant_value(g->b_type, block, (int)(k - b * TWB_QUANT_BLOCK));
-                p = fmaf((float)s, twb_quant_scale(block) * (bad >= 0 ? top >= 1e-30f ? top / 127.0f : 0.0f : bad), p);
+                    s += (int32_t)rintf(g->a[i * g->lda + k] * (TWB_QUANT_TOP / top)) * twb_quant_value(g->b_type, block, (int)(k - b * TWB_QUANT_BLOCK));
+                p = fmaf((float)s, twb_quant_scale(block) * (bad >= 0 ? top >= 1e-30f ? top / TWB_QUANT_TOP : 0.0f : bad), p);
             }
             *c = g->beta < 0 || g->beta > 0 ? fmaf(g->alpha, p, g->beta * *c) : g->alpha * p;
         }
@@ -4510,15 +4493,23 @@ TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
 #define twb_bytes      TWB_NAME(twb_bytes)
 #define twb_put_bytes  TWB_NAME(twb_put_bytes)
 #define twb_qdot       TWB_NAME(twb_qdot)
-#define twb_qstart     TWB_NAME(twb_qstart)
-#define twb_qend       TWB_NAME(twb_qend)
 #define twb_qhalf      TWB_NAME(twb_qhalf)
 
-/* The sums of a block go through four steps, for each kernel set:
-   twb_bytes        64 bytes of a panel: four k's of each of sixteen columns
-   twb_qhalf        4-bit weights: the lower or the upper halves of all bytes
-   twb_qstart/qdot  acc += four products in each column; x points to the four k's of A
-   twb_qend         the sums as 32-bit integers, A's sum (`sum`) having been accounted for */
+/* What each kernel set brings:
+   twb_bytes   64 bytes of a panel: four k's of each of sixteen columns
+   twb_qhalf   4-bit weights: the lower or the upper halves of all bytes
+   twb_qdot    acc += four products in each column; x points to the four k's of A
+   twb_qwide   where TWB_Q4_SHORT says that 4-bit products are added in 16 bits: two such sums as one of 32 bits
+   TWB_Q8_LIFT what the set adds to an 8-bit weight to have it unsigned; 4-bit weights are 8 too large as they lie */
+#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
+#  define twb_qwide TWB_NAME(twb_qwide)
+#  define TWB_Q8_LIFT 128
+#  define TWB_Q4_SHORT(vnni) (!(vnni))
+#else
+#  define TWB_Q8_LIFT 0
+#  define TWB_Q4_SHORT(vnni) false
+#  define twb_qwide(acc) (acc)
+#endif
 #if TWB_PASS == TWB_PASS_PLAIN
 TWB_VFN twb_vi twb_bytes(const unsigned char *p) { twb_vi r; memcpy(r.u, p, sizeof r.u); return r; }
 TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
@@ -4526,7 +4517,6 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
     for (j = 0; j < 16; j++) w.u[j] = (w.u[j] >> (upper ? 4 : 0)) & 0x0F0F0F0Fu;
     return w;
 }
-TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     signed char b[64];
     int j;
@@ -4534,10 +4524,6 @@ TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi
     memcpy(b, w.u, sizeof b);
     for (j = 0; j < 16; j++) acc.u[j] += (uint32_t)(b[4 * j] * x[0] + b[4 * j + 1] * x[1] + b[4 * j + 2] * x[2] + b[4 * j + 3] * x[3]);
     return acc;
-}
-TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
-    (void)vnni;
-    return type == TWB_Q4_0 ? twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum))) : acc;
 }
 TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) { int j; for (j = 0; j < 16; j++) p[j] = (signed char)(int32_t)x.u[j]; }
 
@@ -4562,7 +4548,6 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
 #else
 #  define TWB_SDOT(acc, w, a) ((void)0)
 #endif
-TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { (void)type; (void)vnni; (void)sum; return twb_iset1(0); }
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     uint32_t four;
     int8x8_t a;
@@ -4575,16 +4560,12 @@ TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi
         return acc;
     }
     a = vreinterpret_s8_u32(vdup_n_u32(four));
-    for (j = 0; j < 4; j++) {                             /* two products fit 16 bits: 2 x 128 x 127 < 32768 */
+    for (j = 0; j < 4; j++) {                             /* two products fit 16 bits: 2 x 128 x 64 < 32768 */
         int8x16_t b = vreinterpretq_s8_u32(w.q[j]);
         int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(b), a), vmull_s8(vget_high_s8(b), a));
         acc.q[j] = vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(acc.q[j]), pairs));
     }
     return acc;
-}
-TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
-    (void)vnni;
-    return type == TWB_Q4_0 ? twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum))) : acc;
 }
 TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
     int16x8_t a = vcombine_s16(vmovn_s32(vreinterpretq_s32_u32(x.q[0])), vmovn_s32(vreinterpretq_s32_u32(x.q[1])));
@@ -4607,33 +4588,29 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
 #else
 #  define TWB_DPBUSD_VEX(acc, u, s) ((void)0)
 #endif
-TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) { return twb_iset1(vnni ? (uint32_t)((type == TWB_Q8_0 ? -128 : -8) * sum) : 0u); }
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     int32_t four;
     __m256i a;
     memcpy(&four, x, sizeof four);
     a = _mm256_set1_epi32(four);
+    if (type == TWB_Q8_0) w = twb_ixor(w, twb_iset1(0x80808080u));
     if (vnni) {
-        if (type == TWB_Q8_0) w = twb_ixor(w, twb_iset1(0x80808080u));
         TWB_DPBUSD_VEX(acc.a, w.a, a);
         TWB_DPBUSD_VEX(acc.b, w.b, a);
     } else if (type == TWB_Q8_0) {
         const __m256i ones = _mm256_set1_epi16(1);
-        acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(a, w.a)), ones));
-        acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(a, w.b)), ones));
+        acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, a), ones));
+        acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, a), ones));
     } else {
         acc.a = _mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, a));
         acc.b = _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, a));
     }
     return acc;
 }
-TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
-    if (!vnni && type == TWB_Q4_0) {
-        const __m256i ones = _mm256_set1_epi16(1);
-        acc.a = _mm256_madd_epi16(acc.a, ones);
-        acc.b = _mm256_madd_epi16(acc.b, ones);
-        acc = twb_iadd(acc, twb_iset1((uint32_t)(-8 * sum)));
-    }
+TWB_VFN twb_vi twb_qwide(twb_vi acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    acc.a = _mm256_madd_epi16(acc.a, ones);
+    acc.b = _mm256_madd_epi16(acc.b, ones);
     return acc;
 }
 TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
@@ -4654,27 +4631,18 @@ TWB_VFN twb_vi twb_qhalf(twb_vi w, int upper) {
 #else
 #  define TWB_DPBUSD(acc, u, s) __asm__ volatile ("vpdpbusd {%2, %1, %0|%0, %1, %2}" : "+v"(acc) : "v"(u), "v"(s))
 #endif
-TWB_VFN twb_vi twb_qstart(const twb_type type, const bool vnni, int32_t sum) {
-    return twb_iset1(vnni ? (uint32_t)((type == TWB_Q8_0 ? -128 : -8) * sum) : 0u);
-}
 TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi w, const signed char *x) {
     int32_t four;
     __m512i a;
     memcpy(&four, x, sizeof four);
     a = _mm512_set1_epi32(four);
-    if (vnni) {
-        if (type == TWB_Q8_0) w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
-        TWB_DPBUSD(acc, w, a);
-    } else if (type == TWB_Q8_0) {                        /* there is no vpsignb of this width */
-        a = _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
-        acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(w), a), _mm512_set1_epi16(1)));
-    } else acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, a));
+    if (type == TWB_Q8_0) w = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+    if (vnni) TWB_DPBUSD(acc, w, a);
+    else if (type == TWB_Q8_0) acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, a), _mm512_set1_epi16(1)));
+    else acc = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, a));
     return acc;
 }
-TWB_VFN twb_vi twb_qend(const twb_type type, const bool vnni, twb_vi acc, int32_t sum) {
-    if (vnni || type == TWB_Q8_0) return acc;
-    return _mm512_add_epi32(_mm512_madd_epi16(acc, _mm512_set1_epi16(1)), _mm512_set1_epi32(-8 * sum));
-}
+TWB_VFN twb_vi twb_qwide(twb_vi acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
 TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
     __m128i bytes = _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF, x);
     memcpy(p, &bytes, sizeof bytes);
@@ -4688,7 +4656,8 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
     const ptrdiff_t distance = TWB_QUANT_AHEAD / P;
     const signed char *x = job->q + i * row;
     const float *d = job->d + i * blocks;
-    const int32_t *total = job->sum + i * blocks;
+    const int32_t *less = job->less + i * blocks;
+    const bool shortly = type == TWB_Q4_0 && TWB_Q4_SHORT(vnni);
     twb_v sum[TWB_QUANT_ROWS];
     ptrdiff_t b;
     int g, r, p;
@@ -4699,7 +4668,7 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
         const char *ahead = (const char *)panel + distance + (b * bytes + distance < next ? 0 : (P - 1) * next);
         twb_vi acc[TWB_QUANT_ROWS];
         TWB_UNROLL
-        for (r = 0; r < R * P; r++) acc[r] = twb_qstart(type, vnni, total[r / P * blocks + b]);
+        for (r = 0; r < R * P; r++) acc[r] = shortly ? twb_iset1(0) : twb_iset1((uint32_t)less[r / P * blocks + b]);
         TWB_UNROLL
         for (g = 0; g < 8; g++) {                             /* 4-bit weights: k's 4h + 16 (g odd) lie in the upper halves */
             const int h = type == TWB_Q8_0 ? g : g / 2, from = type == TWB_Q8_0 ? 4 * g : 4 * h + g % 2 * 16;
@@ -4719,9 +4688,10 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
         for (p = 0; p < P; p++) {
             const twb_v scale = twb_load_f16((const uint16_t *)(const void *)(panel + p * next));
             TWB_UNROLL
-            for (r = 0; r < R; r++)
-                sum[r * P + p] = twb_fma(twb_tofloat(twb_qend(type, vnni, acc[r * P + p], total[r * blocks + b])),
-                                         twb_mul(scale, twb_set1(d[r * blocks + b])), sum[r * P + p]);
+            for (r = 0; r < R; r++) {
+                if (shortly) acc[r * P + p] = twb_iadd(twb_qwide(acc[r * P + p]), twb_iset1((uint32_t)less[r * blocks + b]));
+                sum[r * P + p] = twb_fma(twb_tofloat(acc[r * P + p]), twb_mul(scale, twb_set1(d[r * blocks + b])), sum[r * P + p]);
+            }
         }
         x += TWB_QUANT_BLOCK;
         panel += bytes;
@@ -4729,145 +4699,6 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
     TWB_UNROLL
     for (r = 0; r < R * P; r++) twb_store(sums + r * 16, sum[r]);
 }
-
-#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
-/* ---- by pairs */
-#define twb_add16  TWB_NAME(twb_add16)
-#define twb_pair16 TWB_NAME(twb_pair16)
-#define twb_even16 TWB_NAME(twb_even16)
-#define twb_odd16  TWB_NAME(twb_odd16)
-#define twb_iput   TWB_NAME(twb_iput)
-#define twb_iget   TWB_NAME(twb_iget)
-/* Sums of 16-bit numbers; products of 16-bit numbers added in pairs; the bytes 0 and 2, and 1 and 3, of each lane as 16-bit numbers. */
-#if TWB_PASS == TWB_PASS_AVX2
-TWB_VFN twb_vi twb_add16(twb_vi x, twb_vi y) { x.a = _mm256_add_epi16(x.a, y.a); x.b = _mm256_add_epi16(x.b, y.b); return x; }
-TWB_VFN twb_vi twb_pair16(twb_vi x, twb_vi y) { x.a = _mm256_madd_epi16(x.a, y.a); x.b = _mm256_madd_epi16(x.b, y.b); return x; }
-TWB_VFN twb_vi twb_odd16(twb_vi x) { x.a = _mm256_srai_epi16(x.a, 8); x.b = _mm256_srai_epi16(x.b, 8); return x; }
-TWB_VFN twb_vi twb_even16(twb_vi x) { x.a = _mm256_slli_epi16(x.a, 8); x.b = _mm256_slli_epi16(x.b, 8); return twb_odd16(x); }
-TWB_VFN void twb_iput(void *to, twb_vi x) { memcpy(to, &x.a, sizeof x.a); memcpy((char *)to + 32, &x.b, sizeof x.b); }
-#else
-TWB_VFN twb_vi twb_add16(twb_vi x, twb_vi y) { return _mm512_add_epi16(x, y); }
-TWB_VFN twb_vi twb_pair16(twb_vi x, twb_vi y) { return _mm512_madd_epi16(x, y); }
-TWB_VFN twb_vi twb_odd16(twb_vi x) { return _mm512_srai_epi16(x, 8); }
-TWB_VFN twb_vi twb_even16(twb_vi x) { return twb_odd16(_mm512_slli_epi16(x, 8)); }
-TWB_VFN void twb_iput(void *to, twb_vi x) { memcpy(to, &x, sizeof x); }
-#endif
-TWB_VFN twb_vi twb_iget(const unsigned char *from) { uint32_t x; memcpy(&x, from, sizeof x); return twb_iset1(x); }
-
-/* `blocks` blocks of a panel, spread: 16 scales, 16 sums -(w0 w1 + w2 w3 + ...), then eight times the even and the odd weights of four k's. */
-TWB_FN void TWB_NAME(twb_pairs_spread)(const unsigned char *panel, ptrdiff_t blocks, unsigned char *to) {
-    for (; blocks > 0; blocks--, panel += 544, to += TWB_PAIRS_BLOCK) {
-        twb_vi sum = twb_iset1(0);
-        int g;
-        for (g = 0; g < 8; g++) {
-            const twb_vi w = twb_bytes(panel + 32 + 64 * g), even = twb_even16(w), odd = twb_odd16(w);
-            sum = twb_iadd(sum, twb_pair16(even, odd));
-            twb_iput(to + 128 + 128 * g, even);
-            twb_iput(to + 192 + 128 * g, odd);
-        }
-        twb_store((float *)(void *)to, twb_load_f16((const uint16_t *)(const void *)panel));
-        twb_iput(to + 64, twb_iadd(twb_ixor(sum, twb_iset1(0xFFFFFFFFu)), twb_iset1(1)));
-    }
-}
-
-/* The tile: R rows of A by `blocks` spread blocks, onto sums [R][16]. */
-TWB_VFN void TWB_NAME(twb_pairs_tile)(const int R, const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) {
-    twb_v p[TWB_QUANT_ROWS];
-    int g, r;
-    TWB_UNROLL
-    for (r = 0; r < R; r++) p[r] = twb_load(sums + 16 * r);
-    for (; blocks > 0; blocks--) {
-        twb_vi acc[TWB_QUANT_ROWS];
-        TWB_UNROLL
-        for (r = 0; r < R; r++) acc[r] = twb_iadd(twb_iget(a + 4 * (R + r)), twb_bytes(w + 64));
-        TWB_UNROLL
-        for (g = 0; g < 8; g++) {
-            const twb_vi even = twb_bytes(w + 128 + 128 * g), odd = twb_bytes(w + 192 + 128 * g);
-            TWB_UNROLL
-            for (r = 0; r < R; r++) {
-                const unsigned char *x = a + 8 * (R + g * R + r);
-                acc[r] = twb_iadd(acc[r], twb_pair16(twb_add16(twb_iget(x), odd), twb_add16(twb_iget(x + 4), even)));
-                TWB_IN_ORDER(acc[r]);
-            }
-        }
-        TWB_UNROLL
-        for (r = 0; r < R; r++) {
-            float d;
-            memcpy(&d, a + 4 * r, sizeof d);
-            p[r] = twb_fma(twb_tofloat(acc[r]), twb_mul(twb_load((const float *)(const void *)w), twb_set1(d)), p[r]);
-        }
-        a += R * TWB_PAIRS_A;
-        w += TWB_PAIRS_BLOCK;
-    }
-    TWB_UNROLL
-    for (r = 0; r < R; r++) twb_store(sums + 16 * r, p[r]);
-}
-#define TWB_PAIRS(R) TWB_FN void TWB_NAME(twb_pairs_##R)(const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) { \
-    TWB_NAME(twb_pairs_tile)(R, a, w, blocks, sums); }
-TWB_PAIRS(1) TWB_PAIRS(2) TWB_PAIRS(3) TWB_PAIRS(4)
-#undef TWB_PAIRS
-
-/* Rows i0 to i1 of C, 16 columns (or fewer) from j on. */
-TWB_FN void TWB_NAME(twb_pairs_panel)(const twb_quant_job *job, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j, ptrdiff_t columns) {
-    static void (*const tiles[TWB_QUANT_ROWS])(const unsigned char *a, const unsigned char *w, ptrdiff_t blocks, float *sums) = {
-        TWB_NAME(twb_pairs_1), TWB_NAME(twb_pairs_2), TWB_NAME(twb_pairs_3), TWB_NAME(twb_pairs_4) };
-    const twb_gemm_args *g = job->args;
-    float sums[TWB_PAIRS_MOST * 16], space[(TWB_PAIRS_DEPTH * TWB_PAIRS_BLOCK + 64) / sizeof(float)];
-    unsigned char *w = (unsigned char *)twb_align64(space);
-    ptrdiff_t b, i, r;
-    memset(sums, 0, (size_t)(i1 - i0) * 16 * sizeof *sums);
-    for (b = 0; b < job->blocks; b += TWB_PAIRS_DEPTH) {
-        const ptrdiff_t some = twb_min_size(job->blocks - b, TWB_PAIRS_DEPTH);
-        const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(TWB_Q8_0, g->k, j / 16, b);
-        const ptrdiff_t share = TWB_PAIRS_DEPTH * 544 / twb_ceil_div(i1 - i0, TWB_QUANT_ROWS) + 1;        /* of the next piece, for each tile */
-        ptrdiff_t ahead = some * 544, until = ahead;
-        TWB_NAME(twb_pairs_spread)(panel, some, w);
-        for (i = i0; i < i1; i += TWB_QUANT_ROWS) {
-            const ptrdiff_t rows = twb_min_size(g->m - i, TWB_QUANT_ROWS);
-            tiles[rows - 1](job->pairs + (i * job->blocks + b * rows) * TWB_PAIRS_A, w, some, sums + (i - i0) * 16);
-            for (until += share; ahead < until; ahead += 64) TWB_PREFETCH((const char *)panel + ahead);
-            if (b + some == job->blocks) for (r = 0; r < rows; r++) TWB_PREFETCH_L2((const char *)(g->c + (i + r) * g->ldc + j));
-        }
-    }
-    for (i = i0; i < i1; i += TWB_SKINNY_ROWS)
-        TWB_NAME(twb_skinny_store)(g, 0, sums + (i - i0) * 16, 16, i, twb_min_size(TWB_SKINNY_ROWS, i1 - i), j, columns, true, true);
-}
-/* The sixteen numbers of x as 16-bit numbers in fours 0 2 1 3, in the order 0..3, 8..11, 4..7, 12..15. */
-TWB_VFN __m256i TWB_NAME(twb_pairs_words)(twb_vi x) {
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-#if TWB_PASS == TWB_PASS_AVX2
-    return _mm256_shuffle_epi8(_mm256_packs_epi32(x.a, x.b), order);
-#else
-    return _mm256_shuffle_epi8(_mm256_packs_epi32(_mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 0), _mm512_maskz_extracti64x4_epi64((__mmask8)0xFF, x, 1)), order);
-#endif
-}
-/* Four fours to every `step` bytes of `to`. */
-TWB_VFN void TWB_NAME(twb_pairs_fours)(__m256i x, unsigned char *to, ptrdiff_t step) {
-    const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
-    _mm_storel_epi64((__m128i *)(void *)to, low);
-    _mm_storel_epi64((__m128i *)(void *)(to + step), high);
-    _mm_storel_epi64((__m128i *)(void *)(to + 2 * step), _mm_unpackhi_epi64(low, low));
-    _mm_storel_epi64((__m128i *)(void *)(to + 3 * step), _mm_unpackhi_epi64(high, high));
-}
-/* A block of a row, 16 numbers each in x and y, into its place as row r of a tile of R: scale, sum, fours. */
-TWB_VFN void TWB_NAME(twb_pairs_put)(twb_vi x, twb_vi y, float d, ptrdiff_t R, ptrdiff_t r, unsigned char *to) {
-    const __m256i low = TWB_NAME(twb_pairs_words)(x), high = TWB_NAME(twb_pairs_words)(y);
-    const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(low, _mm256_shuffle_epi32(low, 0xB1)),       /* even times odd k's: each four's sum twice */
-                                          _mm256_madd_epi16(high, _mm256_shuffle_epi32(high, 0xB1)));
-    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
-    const int32_t sum = -_mm_cvtsi128_si32(_mm_add_epi32(half, _mm_unpackhi_epi64(half, half)));
-    memcpy(to + 4 * r, &d, sizeof d);
-    memcpy(to + 4 * (R + r), &sum, sizeof sum);
-    TWB_NAME(twb_pairs_fours)(low, to + 8 * (R + r), 8 * R);
-    TWB_NAME(twb_pairs_fours)(high, to + 8 * (5 * R + r), 8 * R);
-}
-#undef twb_add16
-#undef twb_pair16
-#undef twb_even16
-#undef twb_odd16
-#undef twb_iget
-#undef twb_iput
-#endif
 
 typedef void (*TWB_NAME(twb_quant_tile_fn))(const twb_quant_job *job, ptrdiff_t i, const unsigned char *panel, float *sums);
 #define TWB_TILE(R, P, V, vnni) \
@@ -4905,9 +4736,6 @@ TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
             const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0);
             ptrdiff_t left = twb_ceil_div(i1 - i0, TWB_QUANT_ROWS);
             panels = j1 - j > 16 * (beside - 1) ? beside : 1;
-#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
-            if (job->by_pairs) { TWB_NAME(twb_pairs_panel)(job, i0, i1, j, twb_min_size(16, j1 - j)); continue; }
-#endif
             for (i = i0; i < i1; left--) {
                 const ptrdiff_t rows = twb_ceil_div(i1 - i, left);
                 tiles[panels > 1 ? TWB_QUANT_ROWS + rows - 1 : rows - 1](job, i, panel, sums);
@@ -4938,24 +4766,16 @@ TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
                 top = twb_hmax(twb_max(twb_abs(low), twb_abs(high)));
                 bad = twb_hsum(twb_add(twb_sub(low, low), twb_sub(high, high)));           /* 0, or NaN: a number is not finite */
                 if (bad >= 0 && top >= 1e-30f) {
-                    const twb_v inverse = twb_set1(127.0f / top);
+                    const twb_v inverse = twb_set1(TWB_QUANT_TOP / top);
                     x = twb_toint(twb_mul(low, inverse));
                     y = twb_toint(twb_mul(high, inverse));
-                    d = top / 127.0f;
+                    d = top / TWB_QUANT_TOP;
                 } else d = bad;
-#if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
-                if (job->by_pairs) {
-                    const ptrdiff_t first = i / TWB_QUANT_ROWS * TWB_QUANT_ROWS, rows = twb_min_size(g->m - first, TWB_QUANT_ROWS);
-                    unsigned char *to = job->pairs + (first * job->blocks + b * rows) * TWB_PAIRS_A;
-                    TWB_NAME(twb_pairs_put)(x, y, d, rows, i - first, to);
-                    continue;
-                }
-#endif
                 sum = (int32_t)twb_hsum(twb_tofloat(twb_iadd(x, y)));
                 twb_put_bytes(q, x);
                 twb_put_bytes(q + 16, y);
                 job->d[i * job->blocks + b] = d;
-                job->sum[i * job->blocks + b] = sum;
+                job->less[i * job->blocks + b] = -(g->b_type == TWB_Q8_0 ? TWB_Q8_LIFT : 8) * sum;
             }
 }
 
@@ -5063,9 +4883,10 @@ TWB_FN void TWB_NAME(twb_quant_pack_worker)(void *arg, int worker) {
 #undef twb_bytes
 #undef twb_put_bytes
 #undef twb_qdot
-#undef twb_qstart
-#undef twb_qend
+#undef twb_qwide
 #undef twb_qhalf
+#undef TWB_Q8_LIFT
+#undef TWB_Q4_SHORT
 #undef TWB_IN_ORDER
 
 /* ---- [twb:06] head and cross-entropy: a row of logits */

@@ -80,7 +80,7 @@ static void check_model(const char *config, int t, const char *folder) {
     CHECK(bytes < bytes_before / (t ? 3 : 2), "%s: %lld bytes of %lld", name, (long long)bytes, (long long)bytes_before);
     logits_of(tw, model, got);
     off = distance(got, want);
-    CHECK(off < (t ? 0.25 : 0.03), "%s %s: logits are off by %g", name, tw_dtype_name(types[t]), off);
+    CHECK(off < (t ? 0.25 : 0.04), "%s %s: logits are off by %g", name, tw_dtype_name(types[t]), off);
 
     /* any number of threads, and through a file */
     tw_set_threads(tw, 3);
@@ -94,7 +94,8 @@ static void check_model(const char *config, int t, const char *folder) {
         CHECK(memcmp(got, reread, sizeof got) == 0, "%s: the file gives other bits", name);
         CHECK(tw_to(again, TW_F32), "%s: %s", name, tw_error(other));
         logits_of(other, again, reread);
-        CHECK(distance(reread, got) < 0.02, "%s: dequantized logits are off by %g", name, distance(reread, got));
+        /* the same weights, but activations of seven bits: each is off by up to 1/128 of its block's largest */
+        CHECK(distance(reread, got) < 0.035, "%s: dequantized logits are off by %g", name, distance(reread, got));
         CHECK(tw_to(again, t ? TW_Q8_0 : TW_BF16) && tw_to(again, types[t]), "%s: %s", name, tw_error(other));
     }
 
