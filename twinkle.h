@@ -19038,17 +19038,31 @@ typedef struct twi_sampler {
     uint8_t    *seen;                  /* all zero between calls */
 } twi_sampler;
 
-/* The first largest score; -1 where one is NaN or +infinity (told by its bits: -ffast-math knows neither). */
-static int64_t twi_first_largest(const float *row, int64_t count) {
-    float best = row[0];
-    int64_t i, at = 0;
-    uint32_t wrong = 0;
-    for (i = 0; i < count; i++) {
-        uint32_t bits = twb_float_bits(row[i]);
-        wrong |= (uint32_t)((bits & 0x7FFFFFFFu) >= 0x7F800000u) & (uint32_t)(bits != 0xFF800000u);
-        if (row[i] > best) { best = row[i]; at = i; }
+/* The first largest score; -1 where one is NaN or +infinity (told by its bits: -ffast-math knows neither).  Eight largest ones are
+   kept side by side, so that no comparison waits for the last. */
+enum { TWI_LARGEST_LANES = 8 };
+static void twi_take_largest(const float *x, int n, float *best, uint32_t *wrong) {
+    int l;
+    for (l = 0; l < n; l++) {
+        const uint32_t bits = twb_float_bits(x[l]);
+        wrong[l] |= (uint32_t)((bits & 0x7FFFFFFFu) >= 0x7F800000u) & (uint32_t)(bits != 0xFF800000u);
+        best[l] = x[l] > best[l] ? x[l] : best[l];
     }
-    return wrong ? -1 : at;
+}
+static int64_t twi_first_largest(const float *row, int64_t count) {
+    float best[TWI_LARGEST_LANES];
+    uint32_t wrong[TWI_LARGEST_LANES];
+    int64_t i, at = 0;
+    int l;
+    for (l = 0; l < TWI_LARGEST_LANES; l++) { best[l] = row[0]; wrong[l] = 0; }
+    for (i = 0; i + TWI_LARGEST_LANES <= count; i += TWI_LARGEST_LANES) twi_take_largest(row + i, TWI_LARGEST_LANES, best, wrong);
+    twi_take_largest(row + i, (int)(count - i), best, wrong);
+    for (l = 1; l < TWI_LARGEST_LANES; l++) {
+        best[0] = best[l] > best[0] ? best[l] : best[0];
+        wrong[0] |= wrong[l];
+    }
+    while (at < count - 1 && row[at] < best[0]) at++;
+    return wrong[0] ? -1 : at;
 }
 
 /* Repetition penalty (Keskar et al. 2019): a score below zero times the penalty, any other divided by it, once for
