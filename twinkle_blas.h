@@ -241,7 +241,7 @@ TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
    scale d, an f16.  Decoding reads every weight once a token, so a quarter or a seventh of the bytes is
    up to four or seven times the speed.
 
-       TWB_Q8_0   34 bytes: d, then 32 int8           w = d q,        q in [-127, 127]
+       TWB_Q8_0   34 bytes: d, then 32 int8           w = d q,        q in [-127, 127]; a file's -128 is read as it is
        TWB_Q4_0   18 bytes: d, then 16 bytes          w = d (q - 8),  q in [0, 15]; byte i holds q[i] in its
                                                       lower and q[i + 16] in its upper half
 
@@ -250,14 +250,14 @@ TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
 
    In products the rows of A are quantized too, on the fly, and what is multiplied are whole numbers:
 
-       for each block of 32 k:  d_a = max|a| / 64,  q_a = round(a / d_a), ties to even
+       for each block of 32 k:  d_a = max|a| / 64,  q_a = round(a (64 / max|a|)), each step rounded to f32, ties to even
            s = sum over the block of q_a q                    (exact)
            p = fma(s, d d_a, p)
        c = alpha p + beta C[i][j], and the epilogue, as in [twb:04]
 
-   The numbers of A have seven bits and not eight, so that processors without VNNI multiply bytes without a detour (the chapter's
-   implementation says how).  With a scale for each 32 numbers that costs little: the perplexity of a trained GPT-2 of 4 layers
-   rose by 0.05 % where eight bits made it 0.03 %.
+   The numbers of A go from -64 to 64 and not to 127 (seven bits instead of eight), so that processors without VNNI multiply bytes without a detour (the chapter's
+   implementation says how).  With a scale for each 32 numbers that costs little: stored as q8_0, a trained GPT-2 of
+   4 layers has a perplexity 0.05 % above f32's; with numbers to 127 it was 0.03 %.
 
    One fixed order again: the same bits on every kernel set, for every m, n and number of threads.  A block of A whose
    numbers are all below 1e-30 counts as zeros; one with NaN or infinity makes its row NaN. */
@@ -828,15 +828,16 @@ TWBDEF float twb_log1(float x) {
       into panels of 16 columns, one after another, each [k][16]: the kernel then reads one unbroken
       stream, whatever B's leading dimension and whether it is stored [k,n] or [n,k].  A row of A is read
       along k and is such a stream already; A is read where it lies, unless it is transposed, its
-      leading dimension makes all rows of a tile fall on the same lines of the L1, or there are so many
-      rows that copying them costs nothing to speak of.
+      leading dimension makes all rows of a tile fall on the same lines of the L1, or there are more
+      than 256 rows and B does not come packed.
 
    3. BLOCKING keeps what is used again in a cache that is near.  k is cut into blocks of TWB_KC, A's rows into
       chunks, B's columns into groups of panels:
 
                               n
                   +------+------+------+--
-                  |      | group|      |            TWB_KC x 64 or 192, packed: 64 or 192 KiB, in the L2.
+                  |      | group|      |            TWB_KC x 64, or 192 where there are several chunks or
+                  |      |      |      |            B came packed: 64 or 192 KiB, in the L2.
           B       |      |=|=|=|      | KC          Every strip of the chunk walks over all of its panels,
                   |      |panels|      |            then the next group is packed over it.
                   +------+------+------+--
@@ -848,14 +849,15 @@ TWBDEF float twb_log1(float x) {
        m  |    |           |
           +----+--         +-------------
 
-          for each block of k, chunk of up to 256 rows (in the L2), group: pack the group
+          for each block of k, chunk (all rows up to 256, else 192 at a time, in the L2), group: pack the group
               for each strip of 6 or 14 rows (in the L1), panel: micro-kernel
 
       Packing right before use means that B comes from far away once, goes through the L1, and is never
       written further out than the L2: what is read next, the next group of B, is prefetched meanwhile.  With more
       rows than a chunk, the panels are packed by the first chunk and kept, up to TWB_BLOCK_COLUMNS
-      columns, for the others.  Chunks are for the sake of address translation as much as of the cache: a
-      row of a large matrix is a page of its own, in A and in C, and a processor remembers a thousand or two.
+      columns, for the others; those, up to 2 MiB, do go out to the L3.  Chunks are for the sake of address
+      translation as much as of the cache: a row of a large matrix is a page of its own, in A and in C, and
+      a processor remembers a thousand or two.
 
       The strip of A is 14 x 256 floats = 14 KiB of an L1 of 32 or 48 KiB; beside it two panels pass
       through at 128 bytes in 14 cycles, which an L2 delivers many times over.  Adding a tile to C costs
@@ -906,7 +908,7 @@ enum {
     TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
-    TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k */
+    TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k, 272 copied */
     TWB_BLOCK_COLUMNS = 2048,       /* most columns of a task, and of a block of B */
     TWB_GROUP_COLUMNS = 192,        /* most columns of a group of panels: 192 KiB in a block of k */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
@@ -919,7 +921,7 @@ typedef struct twb_gemm_job {
     twb_way way;
     ptrdiff_t batch, task_rows, task_columns, row_tasks, column_tasks;
     ptrdiff_t chunk_rows, group;    /* most rows of a chunk of A; columns packed at a time */
-    bool copy_a;                    /* each strip of A is copied: it is transposed, its rows fall on one another in the caches, or they are many and read often */
+    bool copy_a;                    /* each strip of A is copied: it is transposed, its rows fall on one another in the caches, or they are many and B is not packed */
     bool pairs;                     /* bf16 numbers, multiplied by the processor's own instruction */
     twb_queue queue;
     float *scratch;                 /* each worker: a chunk of A if it is copied, then panels of B */
@@ -950,14 +952,14 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     if (job->chunk_rows < 64) job->chunk_rows = 64;
     if (rows > job->chunk_rows) job->chunk_rows -= job->chunk_rows / 4;          /* several chunks: the kept panels want some of the L2 too */
     job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
-    /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  And where many rows are
-       read again for each few columns, it pays to have a chunk side by side, in few pages. */
+    /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  More than 256 rows are
+       copied too, so that a chunk lies side by side, in few pages; beside a packed B, reading A in place measured faster. */
     job->copy_a = g->trans_a || g->lda % 512 == 0 || (g->m > 256 && !g->b_packed);
 
     /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four
        tasks for each, so that a core which somebody else is using holds up no more than one of them. */
     columns = twb_ceil_div(g->n, twb_ceil_div(g->n > 0 ? g->n : 1, columns));
-    columns = twb_ceil_div(columns, 32) * 32;
+    columns = twb_ceil_div(columns > 0 ? columns : 1, 32) * 32;
     wanted = workers > 1 ? 4 * (ptrdiff_t)workers : 1;
     while (job->batch * twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < wanted) {
         if (job->way == TWB_WAY_ROWS && columns < 2048) wanted = workers;       /* short pieces of B's long rows are slow to read */
@@ -998,16 +1000,18 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
    byte, sixteen columns of C at once.  It is the file's block with its groups of four bytes moved, so a block costs the
    same bytes in both, and packing is copying.
 
-   MULTIPLYING BYTES.  x86 multiplies unsigned by signed bytes and adds two neighbouring products in 16 bits, cutting off what
-   does not fit (vpmaddubsw).  So a weight is lifted, w + 128 (one flipped bit), and what is too much, 128 times the block's sum of
-   A, is taken off at the start:
+   MULTIPLYING BYTES.  vpmaddubsw of x86 multiplies unsigned by signed bytes and adds two neighbouring products in 16 bits; a sum
+   that does not fit is cut off.  A q8_0 weight is made unsigned by adding 128 (its top bit is flipped).  That adds 128 times the
+   block's sum of A to the result, so a lane's sum starts at minus that:
 
-       sum (w + 128) a  -  128 sum a                  for each lane and block of 32 k
+       sum w a  =  sum (w + 128) a  -  128 sum a           over the 32 k of a block
 
-   Two products must stay below 32768.  255 x 127 twice would not, whence A's seven bits: 255 x 64 twice are 32640.  Four
-   products of a lane then are vpmaddubsw, vpmaddwd by ones (to 32 bits) and an addition, and of a core's four vector pipes two multiply:
-   a tile of 4 x 16 by a block is bound to 64 cycles, and takes some 80.  4-bit weights lie there lifted by 8, 0 ... 15;
-   sixteen of their products stay within 16 x 15 x 64, so a whole block is added in 16 bits, half the work of q8_0.
+   Two products must fit: 2 x 255 x 127 = 64770 does not, 2 x 255 x 64 = 32640 does, whence A's numbers go from -64 to 64.  Then
+   vpmaddwd by ones widens to 32 bits, and an addition follows.  With AVX2 and two multiplications a cycle, a tile of 4 x 16 by a block
+   takes at least 64 cycles (4 rows x 8 fours of k x 2 registers x 2 multiplications / 2); measured, some 80.
+
+   4-bit weights lie there as 0 ... 15, 8 too large.  A sum of 16 bits collects a block's sixteen products, at most 16 x 15 x 64 =
+   15360; it is widened once a block, and 8 times A's sum taken off then: half the multiplications of q8_0.
 
    VNNI (vpdpbusd) adds four products in 32 bits at once.  AVX-512 and AVX2 each have a VNNI of their own: a processor may have
    either, both or none.  ARM multiplies signed by signed bytes (vmull, and vpadal to add), and where it has dot products (sdot)
@@ -1015,16 +1019,16 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
 
    ONE ROW.  Decoding multiplies one row and waits for the memory.  A single stream of addresses does not keep it busy: the
    processor looks ahead within a page of 4 KiB and begins anew at the next.  So with one row four panels are read side by side,
-   with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task ends where four panels end. */
+   with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task's width is a multiple of the panels read side by side. */
+#define TWB_QUANT_TOP 64.0f         /* the largest magnitude of a quantized number of A */
 enum {
     TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
-    TWB_QUANT_TOP = 64,             /* the largest magnitude of a quantized number of A */
     TWB_QUANT_ROWS = 4,             /* rows of A in a tile, or rows times panels: 4 x 16 sums in 8 of AVX2's 16 registers, beside them
-                                       weights, A, products, ones */
+                                       weights, A, products, ones; the f32 sums so far wait in memory and are touched once a block */
     TWB_QUANT_AHEAD = 2048,         /* bytes from what a tile reads to what it has fetched, of all its panels together */
     TWB_QUANT_TASK = 96 << 10,      /* fewest bytes of weights in a task of few rows, and */
-    TWB_QUANT_TASKS = 16,           /* most of those for a worker */
-    TWB_QUANT_A_BYTES = 128 << 10   /* of A's rows that a task goes over for each panel: a quarter of an L2 */
+    TWB_QUANT_TASKS = 16,           /* tasks for a worker from which on they are cut no further */
+    TWB_QUANT_A_BYTES = 128 << 10   /* of A's rows that a task goes over for each panel: a quarter of an L2; and sixteen rows more, so that long rows fill tiles too */
 };
 
 /* panels side by side in a tile with one row, with two, with more */
@@ -1100,7 +1104,7 @@ typedef struct twb_quant_pack_job {
 /* A product: the rows of A quantized, then tasks of rows x columns. */
 typedef struct twb_quant_job {
     const twb_gemm_args *args;
-    bool vnni;
+    bool vnni;                      /* four products of bytes in an instruction: VNNI, or ARM's sdot */
     ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
     signed char *q;                 /* [m][32 blocks] */
     float *d;                       /* [m][blocks] */
@@ -3932,7 +3936,7 @@ TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_args *g, const char *
 }
 
 /* Rows [i0, i1) of the task, a chunk, times columns [j0, j1) over the block of k that begins at k0.  `packed`: an earlier chunk
-   has left B's panels in `block`. */
+   has left B's panels in `block`.  `keep`: each group gets a place of its own there, for the chunks that follow. */
 TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t k0,
                                      bool packed, float *copies, float *block, bool keep) {
     const twb_gemm_args *g = job->args;
@@ -4500,7 +4504,8 @@ TWB_FN void TWB_NAME(twb_pack_worker)(void *arg, int worker) {
    twb_qhalf   4-bit weights: the lower or the upper halves of all bytes
    twb_qdot    acc += four products in each column; x points to the four k's of A
    twb_qwide   where TWB_Q4_SHORT says that 4-bit products are added in 16 bits: two such sums as one of 32 bits
-   TWB_Q8_LIFT what the set adds to an 8-bit weight to have it unsigned; 4-bit weights are 8 too large as they lie */
+   twb_put_bytes  sixteen numbers of 32 bits as bytes: A
+   TWB_Q8_LIFT what the set's twb_qdot adds to an 8-bit weight, 128 to have it unsigned, or 0; 4-bit weights lie 8 too large in every set */
 #if TWB_PASS == TWB_PASS_AVX2 || TWB_PASS == TWB_PASS_AVX512
 #  define twb_qwide TWB_NAME(twb_qwide)
 #  define TWB_Q8_LIFT 128
@@ -4593,7 +4598,7 @@ TWB_VFN twb_vi twb_qdot(const twb_type type, const bool vnni, twb_vi acc, twb_vi
     __m256i a;
     memcpy(&four, x, sizeof four);
     a = _mm256_set1_epi32(four);
-    if (type == TWB_Q8_0) w = twb_ixor(w, twb_iset1(0x80808080u));
+    if (type == TWB_Q8_0) w = twb_ixor(w, twb_iset1(0x80808080u));         /* once for all rows of a tile, as they share w */
     if (vnni) {
         TWB_DPBUSD_VEX(acc.a, w.a, a);
         TWB_DPBUSD_VEX(acc.b, w.b, a);
@@ -4746,7 +4751,7 @@ TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
     }
 }
 
-/* Rows of A to int8: a task is sixteen rows. */
+/* Rows of A to whole numbers from -64 to 64: a task is sixteen rows. */
 TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
     twb_quant_job *job = (twb_quant_job *)arg;
     const twb_gemm_args *g = job->args;

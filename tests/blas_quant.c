@@ -141,7 +141,7 @@ static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, fl
                 int from = l / 32 * 32, s;
                 for (s = from; s < from + 32 && s < k; s++) top = fmax(top, fabs((double)a[r * lda + s]));
                 y += (double)alpha * x * (double)exact[c * k + l];
-                size += fabs((double)alpha) * top * fabs((double)exact[c * k + l]);        /* A is off by half a step, 1/254 of the block's largest */
+                size += fabs((double)alpha) * top * fabs((double)exact[c * k + l]);        /* A is off by half a step, 1/128 of the block's largest */
             }
             if (epilogue) y += (double)bias[c];
             if (fabs(y - value) / (size + fabs(y)) > worst) worst = fabs(y - value) / (size + fabs(y));
