@@ -255,9 +255,9 @@ TWBDEF void   twb_ref_gemm(const twb_gemm_args *args);
            p = fma(s, d d_a, p)
        c = alpha p + beta C[i][j], and the epilogue, as in [twb:04]
 
-   The numbers of A go from -64 to 64 and not to 127 (seven bits instead of eight), so that processors without VNNI multiply bytes without a detour (the chapter's
-   implementation says how).  With a scale for each 32 numbers that costs little: stored as q8_0, a trained GPT-2 of
-   4 layers has a perplexity 0.05 % above f32's; with numbers to 127 it was 0.03 %.
+   The numbers of A go from -64 to 64 and not to 127 (seven bits instead of eight), so that processors without VNNI multiply
+   bytes without a detour (the chapter's implementation says how).  With a scale for each 32 numbers that costs little: stored as
+   q8_0, a trained GPT-2 of 4 layers has a perplexity 0.05 % above f32's; with numbers to 127 it was 0.03 %.
 
    One fixed order again: the same bits on every kernel set, for every m, n and number of threads.  A block of A whose
    numbers are all below 1e-30 counts as zeros; one with NaN or infinity makes its row NaN. */
@@ -1019,7 +1019,8 @@ typedef struct twb_pack_job { twb_type type, b_type; bool trans; ptrdiff_t n, k,
 
    ONE ROW.  Decoding multiplies one row and waits for the memory.  A single stream of addresses does not keep it busy: the
    processor looks ahead within a page of 4 KiB and begins anew at the next.  So with one row four panels are read side by side,
-   with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task's width is a multiple of the panels read side by side. */
+   with two rows two; what was read alone at 11.5 GB/s then comes at 14.5.  A task's width is a multiple of the
+   panels read side by side. */
 #define TWB_QUANT_TOP 64.0f         /* the largest magnitude of a quantized number of A */
 enum {
     TWB_QUANT_BLOCK = 32,           /* k's that share a scale */
