@@ -463,7 +463,8 @@ TWDEF tw_tensor *tw_embedding_op(tw_tensor *table, const tw_tensor *ids);
 TWDEF tw_tensor *tw_dropout(tw_tensor *x, float p);
 
 /* Attention (Vaswani et al. 2017): softmax(scale q k^T + bias, masked) v, a tile at a time (Dao et al. 2022).
-   q [B, Tq, H, D]; k, v [B, Tk, Hkv, D] with H a multiple of Hkv -> [B, Tq, H, D].  Views are read in place. */
+   q [B, Tq, H, D]; k, v [B, Tk, Hkv, D] with H a multiple of Hkv -> [B, Tq, H, D].  Views are read in place.  k and v may
+   both be F16 or BF16, as a cache keeps them. */
 typedef struct tw_attention_desc {
     float      scale;            /* usually 1 / sqrt(D); 0 means just that */
     bool       causal;           /* query i sees keys 0 ... query_start + i */
@@ -610,9 +611,10 @@ TWDEF tw_tensor *tw_batch_norm_forward(const tw_batch_norm *layer, tw_tensor *x)
    stream x of shape [B, T, C], are what every transformer repeats.
    ============================================================================================ */
 
-/* The keys and values of earlier tokens, so that a new token is computed alone: for every layer [B, H, room, D]. */
+/* The keys and values of earlier tokens, so that a new token is computed alone: for every layer [B, H, room, D].  dtype: what
+   they are kept as, TW_F32, TW_F16 or TW_BF16 (to the nearest number; beyond 65504 an F16 is infinite). */
 typedef struct tw_cache tw_cache;
-TWDEF tw_cache  *tw_cache_create(tw_context *tw, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room);
+TWDEF tw_cache  *tw_cache_create(tw_context *tw, tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room);
 TWDEF void       tw_cache_free(tw_cache *cache);
 TWDEF int64_t    tw_cache_length(const tw_cache *cache);              /* tokens in it */
 TWDEF void       tw_cache_truncate(tw_cache *cache, int64_t length);  /* forgets the tokens from `length` on */
@@ -1199,6 +1201,7 @@ typedef struct tw_generate_desc {
     int         early_stopping;        /* 0 no, 1 yes, 2 "never" */
     const int32_t *eos_token_ids;      /* NULL: generation_config.json's or config.json's eos_token_id */
     int         eos_count;             /* -1: no end token at all */
+    int         cache_bits;            /* of the keys and values that are kept: 32, or 16 (F16); 0: 16 where most weights have 16 bits or fewer */
     uint64_t    seed;                  /* 0: the context's random numbers */
     bool      (*on_text)(const char *text, void *user);   /* whole UTF-8 characters, as they come; false: stop */
     void       *user;
@@ -4170,39 +4173,50 @@ static void twi_walk_next(twi_walk *w) {
     w->more = false;
 }
 
-/* Copies f32 numbers from one set of strides to another.  A large copy is cut along its longest axis but the last: what it costs
-   is memory, of which two threads get more than one, and the first touch of new pages. */
-typedef struct twi_strided_copy { int rank, axis; int64_t shape[TW_MAX_DIMS], pieces; float *to; const int64_t *to_stride; const float *from; const int64_t *from_stride; } twi_strided_copy;
+/* Copies f32 numbers from one set of strides to another, where they become `type`.  A large copy is cut along its longest axis
+   but the last: what it costs is memory, of which two threads get more than one, and the first touch of new pages. */
+typedef struct twi_strided_copy {
+    twb_cpu        cpu;                                     /* for a piece: one thread */
+    int            rank, axis;
+    int64_t        shape[TW_MAX_DIMS], pieces;
+    char          *to;
+    tw_dtype       type;
+    const int64_t *to_stride, *from_stride;
+    const float   *from;
+} twi_strided_copy;
 static void twi_copy_piece(void *arg, int index) {
     const twi_strided_copy *job = (const twi_strided_copy *)arg;
     const int last = job->rank - 1;
     const int64_t n = last >= 0 ? job->shape[last] : 1, ts = last >= 0 ? job->to_stride[last] : 1, fs = last >= 0 ? job->from_stride[last] : 1;
-    float *to = job->to;
-    const float *from = job->from;
-    int64_t shape[TW_MAX_DIMS], first, i;
+    const int64_t size = (int64_t)tw_dtype_size(job->type), first = job->shape[job->axis] * index / job->pieces;
+    int64_t shape[TW_MAX_DIMS], i;
     twi_walk w;
     memcpy(shape, job->shape, sizeof shape);
-    if (job->pieces > 1) {
-        first = shape[job->axis] * index / job->pieces;
-        shape[job->axis] = shape[job->axis] * (index + 1) / job->pieces - first;
-        to += first * job->to_stride[job->axis];
-        from += first * job->from_stride[job->axis];
-    }
+    if (job->pieces > 1) shape[job->axis] = job->shape[job->axis] * (index + 1) / job->pieces - first;
     if (n == 0) return;
     for (twi_walk_start(&w, last > 0 ? last : 0, shape, job->to_stride, job->from_stride, NULL); w.more; twi_walk_next(&w)) {
-        float *t = to + w.at[0];
-        const float *f = from + w.at[1];
-        if (ts == 1 && fs == 1) memcpy(t, f, (size_t)n * sizeof *t);
-        else for (i = 0; i < n; i++) t[i * ts] = f[i * fs];
+        char *t = job->to + (first * job->to_stride[job->axis] + w.at[0]) * size;
+        const float *f = job->from + first * job->from_stride[job->axis] + w.at[1];
+        if (job->type != TW_F32) {
+            if (ts == 1 && fs == 1) twb_convert(&job->cpu, (ptrdiff_t)n, f, TWB_F32, t, (twb_type)job->type);
+            else for (i = 0; i < n; i++) twb_convert(&job->cpu, 1, f + i * fs, TWB_F32, t + i * ts * size, (twb_type)job->type);
+        } else if (ts == 1 && fs == 1) memcpy(t, f, (size_t)n * sizeof *f);
+        else for (i = 0; i < n; i++) ((float *)(void *)t)[i * ts] = f[i * fs];
     }
 }
-static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shape, float *to, const int64_t *to_stride, const float *from, const int64_t *from_stride) {
+static void twi_store_strided(const tw_context *tw, int rank, const int64_t *shape, tw_dtype type, void *to, const int64_t *to_stride, const float *from, const int64_t *from_stride) {
     enum { WORTH_THREADS = 1 << 17 };                       /* numbers: half a megabyte is some 50 microseconds */
+    static const int64_t none[TW_MAX_DIMS] = { 0 };
     twi_strided_copy job;
     int64_t count = 1;
     int i;
     memset(&job, 0, sizeof job);
-    job.rank = rank; job.to = to; job.to_stride = to_stride; job.from = from; job.from_stride = from_stride; job.pieces = 1;
+    job.cpu = tw->cpu;
+    job.cpu.threads = 1;
+    job.cpu.team = NULL;
+    job.rank = rank; job.type = type; job.to = (char *)to; job.from = from; job.pieces = 1;
+    job.to_stride = rank > 0 ? to_stride : none;
+    job.from_stride = rank > 0 ? from_stride : none;
     for (i = 0; i < rank; i++) {
         job.shape[i] = shape[i];
         count *= shape[i];
@@ -4211,6 +4225,9 @@ static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shap
     if (rank > 1 && count >= WORTH_THREADS && tw->cpu.threads > 1) job.pieces = shape[job.axis] < 4 * tw->cpu.threads ? shape[job.axis] : 4 * tw->cpu.threads;
     if (job.pieces > 1) twb_parallel(&tw->cpu, (int)job.pieces, twi_copy_piece, &job);
     else twi_copy_piece(&job, 0);
+}
+static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shape, float *to, const int64_t *to_stride, const float *from, const int64_t *from_stride) {
+    twi_store_strided(tw, rank, shape, TW_F32, to, to_stride, from, from_stride);
 }
 
 TWDEF int64_t tw_read(const tw_tensor *t, float *out, int64_t room) {
@@ -5784,6 +5801,11 @@ static tw_tensor *twi_head_operand(tw_tensor *t) {
     if (t->rank == 4 && (t->stride[3] == 1 || t->shape[3] == 1)) return t;
     return twi_contiguous(t);
 }
+/* Keys and values in a cache may have 16 bits: they lie as they should. */
+static bool twi_are_halves(const tw_tensor *k, const tw_tensor *v) {
+    return k && v && k->dtype == v->dtype && (k->dtype == TW_F16 || k->dtype == TW_BF16) && !k->panels && !v->panels &&
+           k->rank == 4 && v->rank == 4 && k->stride[3] == 1 && v->stride[3] == 1;
+}
 
 TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw_attention_desc *how) {
     twb_attention_args a;
@@ -5791,8 +5813,10 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
     tw_context *tw;
     void *scratch;
     q = twi_head_operand(q);
-    k = twi_head_operand(k);
-    v = twi_head_operand(v);
+    if (!twi_are_halves(k, v)) {
+        k = twi_head_operand(k);
+        v = twi_head_operand(v);
+    }
     if (!q || !k || !v) return NULL;
     tw = q->tw;
     if (q->rank != 4 || k->rank != 4 || v->rank != 4 || k->shape[0] != q->shape[0] || !twi_same_shape(k, v) || k->shape[3] != q->shape[3] ||
@@ -5803,7 +5827,7 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
     memset(&a, 0, sizeof a);
     a.batch = (ptrdiff_t)q->shape[0]; a.tq = (ptrdiff_t)q->shape[1]; a.heads = (ptrdiff_t)q->shape[2]; a.head_dim = (ptrdiff_t)q->shape[3];
     a.tk = (ptrdiff_t)k->shape[1]; a.kv_heads = (ptrdiff_t)k->shape[2];
-    a.q = twi_f32(q); a.k = twi_f32(k); a.v = twi_f32(v);
+    a.q = twi_f32(q); a.k = k->data; a.v = v->data; a.kv_type = (twb_type)k->dtype;
     a.q_batch = (ptrdiff_t)q->stride[0]; a.q_row = (ptrdiff_t)q->stride[1]; a.q_head = (ptrdiff_t)q->stride[2];
     a.k_batch = (ptrdiff_t)k->stride[0]; a.k_row = (ptrdiff_t)k->stride[1]; a.k_head = (ptrdiff_t)k->stride[2];
     a.v_batch = (ptrdiff_t)v->stride[0]; a.v_row = (ptrdiff_t)v->stride[1]; a.v_head = (ptrdiff_t)v->stride[2];
@@ -6991,44 +7015,47 @@ TWDEF tw_tensor *tw_batch_norm_forward(const tw_batch_norm *layer, tw_tensor *x)
 struct tw_cache {
     twi_region region;
     tw_cache  *previous, *next;                /* all of the context */
+    tw_dtype   dtype;
     int64_t    layers, batch, heads, head_dim, room, length;
-    float    **keys, **values;                 /* [layers], each [batch, heads, room, head_dim] */
-    float     *spare;                          /* one layer's worth, for reordering */
+    void     **keys, **values;                 /* [layers], each [batch, heads, room, head_dim] */
+    void      *spare;                          /* one layer's worth, for reordering */
     int64_t    encoder_rows, encoder_tokens;   /* what a decoder reads of its encoder: 1 row for all, or one for each */
     bool       encoder_read;                   /* its keys and values are there */
-    float    **encoder_keys, **encoder_values; /* [layers], each [encoder_rows, heads, encoder_tokens, head_dim] */
-    float     *encoder_spare;
+    void     **encoder_keys, **encoder_values; /* [layers], each [encoder_rows, heads, encoder_tokens, head_dim] */
+    void      *encoder_spare;
 };
 
 /* What a cache for tw_cache_create's numbers will take, in bytes. */
-static size_t twi_cache_bytes(int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
-    return (size_t)(2 * layers) * twi_round_up((size_t)(batch * kv_heads * head_dim * room) * sizeof(float));
+static size_t twi_cache_bytes(tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
+    return (size_t)(2 * layers) * twi_round_up((size_t)(batch * kv_heads * head_dim * room) * tw_dtype_size(dtype));
 }
 static size_t twi_cache_layer_count(const tw_cache *c) { return (size_t)(c->batch * c->heads * c->room * c->head_dim); }
 static size_t twi_cache_encoder_count(const tw_cache *c) { return (size_t)(c->encoder_rows * c->heads * c->encoder_tokens * c->head_dim); }
 
 /* Room for `count` numbers a layer, in both lists. */
-static bool twi_cache_allocate(tw_cache *c, float ***keys, float ***values, size_t count) {
+static bool twi_cache_allocate(tw_cache *c, void ***keys, void ***values, size_t count) {
     int64_t i;
-    *keys = (float **)twi_alloc(&c->region, (size_t)c->layers, sizeof **keys);
-    *values = (float **)twi_alloc(&c->region, (size_t)c->layers, sizeof **values);
+    *keys = (void **)twi_alloc(&c->region, (size_t)c->layers, sizeof **keys);
+    *values = (void **)twi_alloc(&c->region, (size_t)c->layers, sizeof **values);
     for (i = 0; *keys && *values && i < c->layers; i++) {
-        (*keys)[i] = (float *)twi_alloc_raw(&c->region, count, sizeof(float));
-        (*values)[i] = (float *)twi_alloc_raw(&c->region, count, sizeof(float));
+        (*keys)[i] = twi_alloc_raw(&c->region, count, tw_dtype_size(c->dtype));
+        (*values)[i] = twi_alloc_raw(&c->region, count, tw_dtype_size(c->dtype));
         if (!(*keys)[i] || !(*values)[i]) return false;
     }
     return *keys && *values;
 }
 
-TWDEF tw_cache *tw_cache_create(tw_context *tw, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
+TWDEF tw_cache *tw_cache_create(tw_context *tw, tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
     int64_t shape[4];
     tw_cache *c;
     shape[0] = batch; shape[1] = kv_heads; shape[2] = room; shape[3] = head_dim;
     if (!tw || tw_failed(tw)) return NULL;
     if (layers < 1 || layers > 1 << 20 || batch < 1 || twi_shape_count(4, shape) < 0) { twi_fail(tw, TW_E_RANGE, "cache: a size is out of range"); return NULL; }
+    if (dtype != TW_F32 && dtype != TW_F16 && dtype != TW_BF16) { twi_fail(tw, TW_E_ARGUMENT, "cache: keys and values are kept as F32, F16 or BF16"); return NULL; }
     c = (tw_cache *)twi_alloc(&tw->region, 1, sizeof *c);
     if (!c) return NULL;
     c->region.tw = tw;
+    c->dtype = dtype;
     c->next = tw->caches;
     if (tw->caches) tw->caches->previous = c;
     tw->caches = c;
@@ -7062,12 +7089,13 @@ TWDEF int64_t tw_cache_length(const tw_cache *cache) { return cache ? cache->len
 TWDEF void tw_cache_truncate(tw_cache *cache, int64_t length) { if (cache && length >= 0 && length < cache->length) cache->length = length; }
 
 /* Every layer's rows move to their new places: of each head's `stride` numbers the first `used`. */
-static void twi_cache_move(const tw_cache *c, float **side, float **spare, const int32_t *parents, int64_t stride, int64_t used) {
+static void twi_cache_move(const tw_cache *c, void **side, void **spare, const int32_t *parents, int64_t stride, int64_t used) {
+    const int64_t size = (int64_t)tw_dtype_size(c->dtype);
     int64_t i, b, h;
     for (i = 0; i < c->layers; i++) {
-        float *from = side[i];
+        void *from = side[i];
         for (b = 0; b < c->batch; b++) for (h = 0; h < c->heads; h++)
-            memcpy(*spare + (b * c->heads + h) * stride, from + ((int64_t)parents[b] * c->heads + h) * stride, (size_t)used * sizeof(float));
+            memcpy((char *)*spare + (b * c->heads + h) * stride * size, (char *)from + ((int64_t)parents[b] * c->heads + h) * stride * size, (size_t)(used * size));
         side[i] = *spare;
         *spare = from;
     }
@@ -7082,8 +7110,8 @@ TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
     }
     if (same) return true;
     encoder_too = cache->encoder_read && cache->encoder_rows > 1;      /* one text for all stays where it is */
-    if (!cache->spare) cache->spare = (float *)twi_alloc_raw(&cache->region, twi_cache_layer_count(cache), sizeof(float));
-    if (encoder_too && !cache->encoder_spare) cache->encoder_spare = (float *)twi_alloc_raw(&cache->region, twi_cache_encoder_count(cache), sizeof(float));
+    if (!cache->spare) cache->spare = twi_alloc_raw(&cache->region, twi_cache_layer_count(cache), tw_dtype_size(cache->dtype));
+    if (encoder_too && !cache->encoder_spare) cache->encoder_spare = twi_alloc_raw(&cache->region, twi_cache_encoder_count(cache), tw_dtype_size(cache->dtype));
     if (!cache->spare || (encoder_too && !cache->encoder_spare)) return false;
     twi_cache_move(cache, cache->keys, &cache->spare, parents, cache->room * cache->head_dim, cache->length * cache->head_dim);
     twi_cache_move(cache, cache->values, &cache->spare, parents, cache->room * cache->head_dim, cache->length * cache->head_dim);
@@ -7094,11 +7122,11 @@ TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
 }
 
 /* A view [batch, tokens, H, D] of what lies as [rows, H, room, D]; a single row is every one's. */
-static tw_tensor *twi_cache_view(const tw_cache *cache, float *store, int64_t rows, int64_t room, int64_t tokens) {
+static tw_tensor *twi_cache_view(const tw_cache *cache, void *store, int64_t rows, int64_t room, int64_t tokens) {
     int64_t shape[4];
     tw_tensor *all;
     shape[0] = cache->batch; shape[1] = tokens; shape[2] = cache->heads; shape[3] = cache->head_dim;
-    all = twi_bare_tensor(cache->region.tw, TW_F32, 4, shape);
+    all = twi_bare_tensor(cache->region.tw, cache->dtype, 4, shape);
     if (!all) return NULL;
     all->stride[0] = rows == 1 ? 0 : cache->heads * room * cache->head_dim;
     all->stride[1] = cache->head_dim; all->stride[2] = room * cache->head_dim; all->stride[3] = 1;
@@ -7106,15 +7134,16 @@ static tw_tensor *twi_cache_view(const tw_cache *cache, float *store, int64_t ro
     return all;
 }
 /* Puts keys or values [B, T, H, D] into such a store, behind the first `at` of each row. */
-static void twi_cache_store(const tw_cache *cache, float *store, int64_t room, int64_t at, tw_tensor *fresh) {
+static void twi_cache_store(const tw_cache *cache, void *store, int64_t room, int64_t at, tw_tensor *fresh) {
     int64_t stride[4];
     stride[0] = cache->heads * room * cache->head_dim; stride[1] = cache->head_dim; stride[2] = room * cache->head_dim; stride[3] = 1;
-    if (twi_computes(fresh->tw)) twi_copy_strided(fresh->tw, 4, fresh->shape, store + at * cache->head_dim, stride, twi_f32(fresh), fresh->stride);
+    if (twi_computes(fresh->tw))
+        twi_store_strided(fresh->tw, 4, fresh->shape, cache->dtype, (char *)store + at * cache->head_dim * (int64_t)tw_dtype_size(cache->dtype), stride, twi_f32(fresh), fresh->stride);
 }
 
 /* Puts the new keys [B, T, H, D] behind the earlier ones and gives all of them back as a view [B, length + T, H, D].
    The length itself moves once a forward pass, when every layer has done this. */
-static tw_tensor *twi_cache_extend(tw_cache *cache, float *store, tw_tensor *fresh) {
+static tw_tensor *twi_cache_extend(tw_cache *cache, void *store, tw_tensor *fresh) {
     int64_t total = cache->length + fresh->shape[1];
     if (fresh->shape[0] != cache->batch || fresh->shape[2] != cache->heads || fresh->shape[3] != cache->head_dim || total > cache->room) {
         twi_fail(fresh->tw, TW_E_RANGE, "cache: %lld tokens more do not fit behind %lld of %lld (batch %lld)", (long long)fresh->shape[1], (long long)cache->length,
@@ -18872,10 +18901,11 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
             tw_no_grad(dry, true);
             tw_model_forward(m, &batch, NULL, NULL);
             if (d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
+                const tw_dtype cached = d.dtype == TW_F32 ? TW_F32 : TW_F16;
                 int64_t rows = d.batch * shape.heads;
-                plan.cache_bytes = shape.start >= 0 ? twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.sequence) +
-                                                      twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.new_tokens)
-                                                    : twi_cache_bytes(shape.layers, 1, rows, shape.head_dim, d.sequence + d.new_tokens);
+                plan.cache_bytes = shape.start >= 0 ? twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence) +
+                                                      twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.new_tokens)
+                                                    : twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence + d.new_tokens);
             }
         }
     }
@@ -18915,6 +18945,11 @@ static bool twi_check_number(tw_context *tw, const char *name, double value, dou
 }
 
 /* Zero means its default where zero is no use; afterwards every field of *out says what it means. */
+static bool twi_check_bits(tw_context *tw, int bits) {
+    if (bits == 0 || bits == 16 || bits == 32) return true;
+    twi_fail(tw, TW_E_RANGE, "generate: cache_bits is %d, not 16, 32 or 0", bits);
+    return false;
+}
 static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_desc *out) {
     const double most = 9007199254740992.0;                 /* 2^53: any whole number that a double holds */
     memset(out, 0, sizeof *out);
@@ -18939,7 +18974,8 @@ static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_
            twi_check_number(tw, "num_beams", (double)out->num_beams, 1, TWI_MAX_BEAMS) &&
            twi_check_number(tw, "length_penalty", (double)out->length_penalty, -1e3, 1e3) &&
            twi_check_number(tw, "early_stopping", (double)out->early_stopping, 0, 2) &&
-           twi_check_number(tw, "eos_count", (double)out->eos_count, -1, TWI_MAX_EOS);
+           twi_check_number(tw, "eos_count", (double)out->eos_count, -1, TWI_MAX_EOS) &&
+           twi_check_bits(tw, out->cache_bits);
 }
 
 /* -- the best k, and a prefix by mass -----------------------------------------------------------------------
@@ -19390,6 +19426,17 @@ static int twi_model_eos(const tw_model *model, const twi_decoder *d, int32_t *i
     return n;
 }
 
+/* Keys and values are as exact as the weights that made them: 16 bits where most of the model's numbers have that or fewer. */
+static int twi_cache_bits(const tw_model *model) {
+    int64_t i, full = 0, all = 0;
+    for (i = 0; i < tw_parameter_count(model); i++) {
+        const tw_tensor *t = tw_parameter_at(model, i);
+        all += tw_count(t);
+        if (t->dtype == TW_F32) full += tw_count(t);
+    }
+    return full > all / 2 || all == 0 ? 32 : 16;
+}
+
 /* A new generation with room for everything; its texts are not filled in yet.  `how` is settled; given: the tokens of
    the prompt as it was given, prompt: those that the texts begin with. */
 static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc *how, const twi_decoder *shape,
@@ -19406,6 +19453,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     plan.given_count = given;
     plan.prompt = plan.length = prompt;
     plan.beams = how->num_beams;
+    if (how->cache_bits == 0) plan.how.cache_bits = twi_cache_bits(model);
     if (how->eos_count < 0) plan.how.eos_count = 0;
     else if (!how->eos_token_ids) {
         plan.how.eos_token_ids = model_eos;
@@ -19439,7 +19487,7 @@ static tw_generation *twi_new_generation(tw_model *model, const tw_generate_desc
     g->improvable = true;
     g->piece = TWI_PIECE_FIRST;
     g->text = twi_text_new(&model->region);
-    g->cache = tw_cache_create(tw, shape->layers, g->beams, shape->heads, shape->head_dim, g->limit - 1);
+    g->cache = tw_cache_create(tw, g->how.cache_bits == 16 ? TW_F16 : TW_F32, shape->layers, g->beams, shape->heads, shape->head_dim, g->limit - 1);
     if (g->cache) g->cache->batch = 1;
     if (shape->start >= 0 && !tw_cache_add_encoder(g->cache, 1, given)) { tw_generation_end(g); return NULL; }
     if (g->cache && model->tokenizer) {
@@ -19947,7 +19995,7 @@ TWDEF const char *tw_generate_text(tw_model *model, const char *prompt, const tw
    that no cut or flipped bit gets through.  The same list of fields is written and read. */
 
 static const char twi_saved_magic[8] = { 't', 'w', 'i', 'n', 'k', 'l', 'e', 'G' };
-enum { TWI_SAVED_VERSION = 2 };
+enum { TWI_SAVED_VERSION = 3 };
 
 static uint64_t twi_hash_bytes(uint64_t hash, const unsigned char *bytes, size_t count) {
     size_t i, j;
@@ -20000,6 +20048,13 @@ static void twi_saved_floats(twi_saved *s, float *x, int64_t count) {
     int64_t i;
     for (i = 0; i < count && s->ok; i++) x[i] = twb_bits_float((uint32_t)twi_saved_number(s, twb_float_bits(x[i]), 4));
 }
+/* `count` numbers of a cache from number `at` of `store` on */
+static void twi_saved_cached(twi_saved *s, const tw_cache *c, void *store, int64_t at, int64_t count) {
+    uint16_t *x = (uint16_t *)store + at;
+    int64_t i;
+    if (c->dtype == TW_F32) twi_saved_floats(s, (float *)store + at, count);
+    else for (i = 0; i < count && s->ok; i++) x[i] = (uint16_t)twi_saved_number(s, x[i], 2);
+}
 /* Token ids; one that is not in the vocabulary is no good. */
 static void twi_saved_ids(twi_saved *s, int32_t *x, int64_t count, int64_t vocab) {
     int64_t i;
@@ -20025,7 +20080,7 @@ static void twi_saved_fields(twi_saved *s, twi_saved_head *h) {
     twi_saved_floats(s, &h->how.temperature, 1); twi_saved_floats(s, &h->how.top_p, 1);
     twi_saved_floats(s, &h->how.min_p, 1); twi_saved_floats(s, &h->how.typical_p, 1);
     twi_saved_floats(s, &h->how.repetition_penalty, 1); twi_saved_floats(s, &h->how.length_penalty, 1);
-    twi_saved_int(s, &h->how.num_beams); twi_saved_int(s, &h->how.early_stopping); twi_saved_int(s, &h->how.eos_count);
+    twi_saved_int(s, &h->how.num_beams); twi_saved_int(s, &h->how.early_stopping); twi_saved_int(s, &h->how.eos_count); twi_saved_int(s, &h->how.cache_bits);
     twi_saved_i64(s, &h->given); twi_saved_i64(s, &h->prompt); twi_saved_i64(s, &h->length);
     twi_saved_i64(s, &h->cached); twi_saved_i64(s, &h->cached_rows);
 }
@@ -20051,9 +20106,9 @@ static void twi_saved_contents(twi_saved *s, tw_generation *g) {
     }
     head = c->room * c->head_dim;
     for (i = 0; i < 2 * c->layers; i++) for (b = 0; b < c->batch * c->heads && s->ok; b++)
-        twi_saved_floats(s, (i % 2 ? c->values : c->keys)[i / 2] + b * head, c->length * c->head_dim);
+        twi_saved_cached(s, c, (i % 2 ? c->values : c->keys)[i / 2], b * head, c->length * c->head_dim);
     for (i = 0; c->encoder_read && i < 2 * c->layers; i++)
-        twi_saved_floats(s, (i % 2 ? c->encoder_values : c->encoder_keys)[i / 2], (int64_t)twi_cache_encoder_count(c));
+        twi_saved_cached(s, c, (i % 2 ? c->encoder_values : c->encoder_keys)[i / 2], 0, (int64_t)twi_cache_encoder_count(c));
 }
 
 /* Writing changes nothing in the generation: what is read back into it is what was there. */
@@ -20145,7 +20200,8 @@ static bool twi_saved_fits(tw_context *tw, const twi_saved *s, const twi_saved_h
             twi_multiply((size_t)h->cached, (size_t)h->cached_rows, &rows) &&
             twi_sum(rows, encodes && h->cached > 0 ? (size_t)h->given : 0, &rows) &&
             twi_multiply((size_t)(2 * shape->layers * shape->heads), (size_t)shape->head_dim, &floats) &&
-            twi_multiply(floats, rows, &floats) && floats <= s->left / 4 &&
+            (h->how.cache_bits == 16 || h->how.cache_bits == 32) &&
+            twi_multiply(floats, rows, &floats) && floats <= s->left / ((size_t)h->how.cache_bits / 8) &&
             (uint64_t)h->length * (uint64_t)h->how.num_beams <= s->left / 4;
     if (!whole) twi_fail(tw, TW_E_FORMAT, "restore: the saved generation contradicts itself");
     return whole;

@@ -383,7 +383,8 @@ TWBDEF void twb_cross_entropy(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t clas
 typedef struct twb_attention_args {
     ptrdiff_t batch, heads, kv_heads, tq, tk, head_dim;             /* heads is a multiple of kv_heads */
     /* [batch, heads, tq, head_dim], [batch, kv_heads, tk, head_dim] twice */
-    const float *q, *k, *v;
+    const float *q; const void *k, *v;
+    twb_type kv_type;                                               /* of k and v: f32, f16 or bf16 */
     float *out;                                                     /* [batch, heads, tq, head_dim] */
     ptrdiff_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row;
     float scale;                                                    /* usually 1 / sqrt(head_dim) */
@@ -892,6 +893,12 @@ static TWB_UNUSED ptrdiff_t twb_queue_take(twb_queue *queue, int worker, ptrdiff
 
 static TWB_UNUSED ptrdiff_t twb_ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 static TWB_UNUSED size_t twb_type_bytes(twb_type type) { return type == TWB_F32 ? 4u : 2u; }
+/* one number of the given type */
+static TWB_UNUSED float twb_number(twb_type type, const void *p, ptrdiff_t at) {
+    if (type == TWB_F16) return twb_f16_to_f32(((const uint16_t *)p)[at]);
+    if (type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)p)[at]);
+    return ((const float *)p)[at];
+}
 static TWB_UNUSED float *twb_align64(void *p) { return (float *)(((uintptr_t)p + 63u) & ~(uintptr_t)63u); }
 
 /* Where packed weights hold column j (a multiple of 16) of the block of kc k's that begins at k0: block after
@@ -1433,9 +1440,9 @@ static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_
     ptrdiff_t j, d;
     for (d = 0; d < a->head_dim; d++) out[d] = 0;
     for (j = 0; j < a->tk; j++) {
-        const float *k = a->k + b * a->k_batch + kv * a->k_head + j * a->k_row;
+        const ptrdiff_t k = b * a->k_batch + kv * a->k_head + j * a->k_row;
         double s = 0;
-        for (d = 0; d < a->head_dim; d++) s += (double)q[d] * (double)k[d];
+        for (d = 0; d < a->head_dim; d++) s += (double)q[d] * (double)twb_number(a->kv_type, a->k, k + d);
         p[j] = s * (double)a->scale + (a->bias ? (double)a->bias[b * a->bias_batch + h * a->bias_head + i * a->bias_row
                                                                  + j] : 0);
         if (j >= n || (a->key_mask && !a->key_mask[b * a->key_mask_batch + j])
@@ -1444,9 +1451,9 @@ static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_
     }
     for (j = 0; j < a->tk; j++) sum += p[j] = p[j] > -HUGE_VAL ? exp(p[j] - top) : 0;
     for (j = 0; j < a->tk; j++) {
-        const float *v = a->v + b * a->v_batch + kv * a->v_head + j * a->v_row;
+        const ptrdiff_t v = b * a->v_batch + kv * a->v_head + j * a->v_row;
         if (p[j] > 0) p[j] /= sum;
-        for (d = 0; d < a->head_dim; d++) out[d] += p[j] * (double)v[d];
+        for (d = 0; d < a->head_dim; d++) out[d] += p[j] * (double)twb_number(a->kv_type, a->v, v + d);
     }
     return top + log(sum);
 }
@@ -1752,11 +1759,7 @@ TWBDEF void twb_packed_embedding(const twb_cpu *cpu, twb_type type, ptrdiff_t n,
     ptrdiff_t i, l;
     (void)cpu;
     for (i = 0; i < rows; i++)
-        for (l = 0; l < k; l++) {
-            const ptrdiff_t at = twb_packed_number(n, k, ids[i], l);
-            y[i * ldy + l] = type == TWB_F32 ? ((const float *)packed)[at]
-                           : type == TWB_F16 ? twb_f16_to_f32(((const uint16_t *)packed)[at]) : twb_bf16_to_f32(((const uint16_t *)packed)[at]);
-        }
+        for (l = 0; l < k; l++) y[i * ldy + l] = twb_number(type, packed, twb_packed_number(n, k, ids[i], l));
 }
 
 /* a number as the products see it */
@@ -1764,10 +1767,7 @@ static float twb_ref_number(const twb_gemm_args *g, float x) { return g->bf16_pr
 static float twb_ref_weight(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t k, ptrdiff_t j) {
     ptrdiff_t at = g->trans_b ? j * g->ldb + k : k * g->ldb + j;
     if (g->b_packed) at = twb_packed_number(g->n, g->k, j, k);
-    at += item * g->stride_b;
-    if (g->b_type == TWB_F16) return twb_ref_number(g, twb_f16_to_f32(((const uint16_t *)g->b)[at]));
-    if (g->b_type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)g->b)[at]);
-    return twb_ref_number(g, ((const float *)g->b)[at]);
+    return twb_ref_number(g, twb_number(g->b_type, g->b, at + item * g->stride_b));
 }
 
 TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
@@ -3783,19 +3783,12 @@ TWB_VFN void twb_s_four(const twb_type type, const void *b, ptrdiff_t at, ptrdif
 TWB_VFN void twb_s_transpose(const float *p, ptrdiff_t ld, twb_s *s) { (void)ld; *s = *p; }
 #endif
 
-/* one number of the given type */
-TWB_FN float TWB_NAME(twb_number)(twb_type type, const void *b, ptrdiff_t at) {
-    if (type == TWB_F16) return twb_f16_to_f32(((const uint16_t *)b)[at]);
-    if (type == TWB_BF16) return twb_bf16_to_f32(((const uint16_t *)b)[at]);
-    return ((const float *)b)[at];
-}
-
 /* a square whose rows or columns are not all there: zeros for the rest */
 TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, float *square) {
     ptrdiff_t r, d;
     memset(square, 0, TWB_W * TWB_W * sizeof *square);
     for (r = 0; r < rows && r < TWB_W; r++)
-        for (d = 0; d < depth && d < TWB_W; d++) square[r * TWB_W + d] = TWB_NAME(twb_number)(type, b, at + r * ld + d);
+        for (d = 0; d < depth && d < TWB_W; d++) square[r * TWB_W + d] = twb_number(type, b, at + r * ld + d);
 }
 
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
@@ -4110,7 +4103,7 @@ TWB_FN void TWB_NAME(twb_skinny_rest)(int rows, twb_type type, ptrdiff_t k, ptrd
     int r, l;
     for (; k < kc; k++)
         for (r = 0; r < rows; r++)
-            for (l = 0; l < 16; l++) sums[r * 16 + l] = fmaf(a[r * lda + k], TWB_NAME(twb_number)(type, b, at + l * ld + k), sums[r * 16 + l]);
+            for (l = 0; l < 16; l++) sums[r * 16 + l] = fmaf(a[r * lda + k], twb_number(type, b, at + l * ld + k), sums[r * 16 + l]);
 }
 /* B [n,k]: R rows by sixteen columns, whose numbers are transposed four k's at a time on their way through the registers.
    More columns at a time would be more streams of memory than a processor follows.  `sums` is [R][16]. */
@@ -5709,38 +5702,92 @@ TWB_VFN twb_v twb_get_bytes(const unsigned char *p, ptrdiff_t n) {
     return twb_load(x);
 }
 
+/* Rows of keys or values: the first number of row j is number at + j row of what lies at `base`. */
+typedef struct TWB_NAME(twb_att_rows) { twb_type type; const void *base; ptrdiff_t at, row; } TWB_NAME(twb_att_rows);
+#define twb_rows_of     TWB_NAME(twb_att_rows)
+TWB_VFN twb_rows_of TWB_NAME(twb_att_from)(twb_rows_of x, ptrdiff_t j) { x.at += j * x.row; return x; }
+TWB_VFN twb_rows_of TWB_NAME(twb_att_keys)(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t kv) {
+    twb_rows_of x = { a->kv_type, a->k, b * a->k_batch + kv * a->k_head, a->k_row };
+    return x;
+}
+TWB_VFN twb_rows_of TWB_NAME(twb_att_values)(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t kv) {
+    twb_rows_of x = { a->kv_type, a->v, b * a->v_batch + kv * a->v_head, a->v_row };
+    return x;
+}
+TWB_VFN twb_rows_of TWB_NAME(twb_att_floats)(const float *base, ptrdiff_t row) {
+    twb_rows_of x = { TWB_F32, base, 0, row };
+    return x;
+}
+TWB_VFN const char *TWB_NAME(twb_att_place)(twb_rows_of x) { return (const char *)x.base + x.at * (ptrdiff_t)twb_type_bytes(x.type); }
+
 /* rows of `depth` numbers into panels of 16 rows, each [depth][16]; rows that do not exist are 0 */
-TWB_FN void twb_att_pack_keys(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *panels) {
-    TWB_NAME(twb_pack_panels)(TWB_F32, true, src, src_row, 0, depth, 0, rows, panels, 16 * depth);
+TWB_FN void twb_att_pack_keys(twb_rows_of src, ptrdiff_t rows, ptrdiff_t depth, float *panels) {
+    TWB_NAME(twb_pack_panels)(src.type, true, TWB_NAME(twb_att_place)(src), src.row, 0, depth, 0, rows, panels, 16 * depth);
 }
 /* rows of `depth` numbers next to each other, each filled up with zeros to whole vectors */
-TWB_FN void twb_att_pack_rows(const float *src, ptrdiff_t src_row, ptrdiff_t rows, ptrdiff_t depth, float *dst,
-                              ptrdiff_t dst_row) {
+TWB_FN void twb_att_pack_rows(twb_rows_of src, ptrdiff_t rows, ptrdiff_t depth, float *dst, ptrdiff_t dst_row) {
     ptrdiff_t r, d;
     for (r = 0; r < rows; r++) for (d = 0; d < depth; d += 16)
-        twb_store(dst + r * dst_row + d, twb_get(src + r * src_row + d, depth - d));
+        twb_store(dst + r * dst_row + d, TWB_NAME(twb_get_type)(src.base, src.type, src.at + r * src.row + d, depth - d));
 }
 
 /* The scores of a single query: no panels are made for it, the keys are transposed on their way through the registers, to the
-   same bits.  s has room for whole vectors.  In a cache the rows of a head lie a whole width apart, where the processor does not
-   look ahead: the next sixteen keys are fetched here, and the values of these. */
-TWB_FN void TWB_NAME(twb_att_one_query)(const twb_attention_args *a, const float *q, const float *k, const float *v, ptrdiff_t keys, float *panel, float *s) {
+   same bits.  s has room for whole vectors.  Where the rows lie a whole width apart the processor does not look ahead: the next
+   sixteen keys are fetched here, and the values of these. */
+TWB_FN void TWB_NAME(twb_att_one_query)(const twb_attention_args *a, const float *q, twb_rows_of k, twb_rows_of v, ptrdiff_t keys, float *panel, float *s) {
+    const ptrdiff_t bytes = (ptrdiff_t)twb_type_bytes(k.type), D = a->head_dim;
+    const bool apart = k.row != D || v.row != D;
     const twb_v scale = twb_set1(a->scale);
     float ones[16];
     ptrdiff_t j, r, d;
     for (j = 0; j + 16 <= keys; j += 16) {
-        for (r = j; r < j + 16; r++)
-            for (d = 0; d < a->head_dim; d += 16) {
-                if (r + 16 < keys) TWB_PREFETCH((const char *)(k + (r + 16) * a->k_row + d));
-                TWB_PREFETCH((const char *)(v + r * a->v_row + d));
+        for (r = j; apart && r < j + 16; r++)
+            for (d = 0; d < D * bytes; d += 64) {
+                if (r + 16 < keys) TWB_PREFETCH(TWB_NAME(twb_att_place)(k) + (r + 16) * k.row * bytes + d);
+                TWB_PREFETCH(TWB_NAME(twb_att_place)(v) + r * v.row * bytes + d);
             }
-        TWB_NAME(twb_skinny_sixteen)(1, TWB_F32, a->head_dim, q, 0, k + j * a->k_row, 0, a->k_row, s + j);
+        if (k.type == TWB_F32)      TWB_NAME(twb_skinny_sixteen)(1, TWB_F32, D, q, 0, k.base, k.at + j * k.row, k.row, s + j);
+        else if (k.type == TWB_F16) TWB_NAME(twb_skinny_sixteen)(1, TWB_F16, D, q, 0, k.base, k.at + j * k.row, k.row, s + j);
+        else                        TWB_NAME(twb_skinny_sixteen)(1, TWB_BF16, D, q, 0, k.base, k.at + j * k.row, k.row, s + j);
         twb_store(s + j, twb_mul(scale, twb_load(s + j)));
     }
     if (j == keys) return;
     twb_store(ones, scale);
-    twb_att_pack_keys(k + j * a->k_row, a->k_row, keys - j, a->head_dim, panel);
-    TWB_NAME(twb_small_product)(1, 16, a->head_dim, q, 0, 1, panel, 16, 16 * a->head_dim, s + j, 16, ones, NULL);
+    twb_att_pack_keys(TWB_NAME(twb_att_from)(k, j), keys - j, D, panel);
+    TWB_NAME(twb_small_product)(1, 16, D, q, 0, 1, panel, 16, 16 * D, s + j, 16, ones, NULL);
+}
+/* What a single query takes of values of 16 bits, which are widened on their way: p V as the product's kernel adds it up,
+   64 columns at a time.  head_dim is a multiple of 16. */
+TWB_VFN void TWB_NAME(twb_att_mix)(const twb_type type, const float *p, twb_rows_of v, ptrdiff_t keys, int panels, float *sums) {
+    twb_v sum[4];
+    ptrdiff_t j, at = v.at;
+    int c;
+    TWB_UNROLL
+    for (c = 0; c < 4; c++) sum[c] = twb_set1(0.0f);
+    if (panels == 4)
+        for (j = 0; j < keys; j++, at += v.row) {
+            const twb_v x = twb_set1(p[j]);
+            TWB_UNROLL
+            for (c = 0; c < 4; c++) sum[c] = twb_fma(x, TWB_NAME(twb_widen)(type, v.base, at + 16 * c), sum[c]);
+        }
+    else
+        for (c = 0; c < panels; c++)
+            for (j = 0; j < keys; j++) sum[c] = twb_fma(twb_set1(p[j]), TWB_NAME(twb_widen)(type, v.base, at + j * v.row + 16 * c), sum[c]);
+    TWB_UNROLL
+    for (c = 0; c < 4; c++) twb_store(sums + 16 * c, sum[c]);
+}
+TWB_FN void TWB_NAME(twb_att_one_result)(const twb_attention_args *a, const float *p, twb_rows_of v, ptrdiff_t keys, float *out, const float *alpha, const float *beta) {
+    float sums[64];
+    TWB_NAME(twb_tile) t;
+    ptrdiff_t d;
+    t.ldc = 0; t.rows = 1; t.alpha = alpha; t.beta = beta; t.stream = 0;
+    for (d = 0; d < a->head_dim; d += 64, v.at += 64) {
+        t.columns = twb_min_size(64, a->head_dim - d);
+        t.c = out + d;
+        if (v.type == TWB_F16) TWB_NAME(twb_att_mix)(TWB_F16, p, v, keys, (int)(t.columns / 16), sums);
+        else                   TWB_NAME(twb_att_mix)(TWB_BF16, p, v, keys, (int)(t.columns / 16), sums);
+        TWB_NAME(twb_store_sums)(sums, 64, &t);
+    }
 }
 
 /* what the bias adds to the scores s[0 .. n) of query i and keys j0 on, and -infinity where a mask hides a key */
@@ -5762,38 +5809,40 @@ TWB_FN void twb_att_hide(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, 
 
 /* The keys, values and queries that are wanted next, fetched by and by while others are multiplied: rows that lie far
    apart, as in a [B,T,3C] buffer, are not foreseen by the processor. */
-typedef struct TWB_NAME(twb_att_ahead) { const float *at[3]; ptrdiff_t row[3], rows, depth; } TWB_NAME(twb_att_ahead);
+typedef struct TWB_NAME(twb_att_ahead) { const char *at[3]; ptrdiff_t row[3], bytes[3], rows; } TWB_NAME(twb_att_ahead);
 TWB_VFN void TWB_NAME(twb_att_fetch)(TWB_NAME(twb_att_ahead) *next, ptrdiff_t rows) {
     ptrdiff_t d;
     int which;
     for (; rows > 0 && next->rows > 0; rows--, next->rows--)
         for (which = 0; which < 3; which++)
             if (next->at[which]) {
-                for (d = 0; d < next->depth; d += 16) TWB_PREFETCH(next->at[which] + d);
+                for (d = 0; d < next->bytes[which]; d += 64) TWB_PREFETCH(next->at[which] + d);
                 if (next->rows > 1) next->at[which] += next->row[which];
             }
 }
 
 /* After the tile of keys [j0, j0 + keys): the head's next tile, or the first tile of head `coming` (-1: of none). */
-TWB_FN TWB_NAME(twb_att_ahead) TWB_NAME(twb_att_after)(const twb_attention_args *a, const float *k, const float *v,
+TWB_FN TWB_NAME(twb_att_ahead) TWB_NAME(twb_att_after)(const twb_attention_args *a, twb_rows_of k, twb_rows_of v,
                                                        ptrdiff_t after, ptrdiff_t keys_end, ptrdiff_t coming) {
+    const ptrdiff_t bytes = (ptrdiff_t)twb_type_bytes(a->kv_type);
     TWB_NAME(twb_att_ahead) next;
     memset(&next, 0, sizeof next);
-    next.depth = a->head_dim;
-    next.row[0] = a->k_row;
-    next.row[1] = a->v_row;
-    next.row[2] = a->q_row;
+    next.bytes[0] = next.bytes[1] = a->head_dim * bytes;
+    next.bytes[2] = a->head_dim * (ptrdiff_t)sizeof(float);
+    next.row[0] = a->k_row * bytes;
+    next.row[1] = a->v_row * bytes;
+    next.row[2] = a->q_row * (ptrdiff_t)sizeof(float);
     if (after < keys_end) {
         if (a->k_row == a->head_dim && a->v_row == a->head_dim) return next;
         next.rows = twb_min_size(TWB_ATT_KEYS, keys_end - after);
-        next.at[0] = k + after * a->k_row;
-        next.at[1] = v + after * a->v_row;
+        next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(k, after));
+        next.at[1] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(v, after));
     } else if (coming >= 0) {
         const ptrdiff_t b = coming / a->heads, h = coming % a->heads, kv = h / (a->heads / a->kv_heads);
         next.rows = twb_min_size(TWB_ATT_KEYS, a->tk);
-        next.at[0] = a->k + b * a->k_batch + kv * a->k_head;
-        next.at[1] = a->v + b * a->v_batch + kv * a->v_head;
-        if (a->tq >= next.rows) next.at[2] = a->q + b * a->q_batch + h * a->q_head;
+        next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_keys)(a, b, kv));
+        next.at[1] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_values)(a, b, kv));
+        if (a->tq >= next.rows) next.at[2] = (const char *)(a->q + b * a->q_batch + h * a->q_head);
     }
     return next;
 }
@@ -5809,14 +5858,14 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
                                       ptrdiff_t i1, ptrdiff_t coming, float *scratch) {
     const twb_attention_args *a = &job->a;
     const ptrdiff_t kv = h / (a->heads / a->kv_heads), D = a->head_dim, keys_end = twb_attention_visible(a, b, i1 - 1);
-    const float *k = a->k + b * a->k_batch + kv * a->k_head, *v = a->v + b * a->v_batch + kv * a->v_head;
+    const twb_rows_of k = TWB_NAME(twb_att_keys)(a, b, kv), v = TWB_NAME(twb_att_values)(a, b, kv);
     const float *q = a->q + b * a->q_batch + h * a->q_head;
     float *out = a->out + b * a->out_batch + h * a->out_head;
     float *lse = a->lse ? a->lse + (b * a->heads + h) * a->tq : NULL;
     float *panels = scratch, *values = panels + TWB_ATT_KEYS * D, *strip = values + TWB_ATT_KEYS * job->depth;
     float *tops = strip + TWB_ATT_GROUP * TWB_ATT_STRIP, *sums = tops + TWB_ATT_QUERIES / TWB_ATT_GROUP * 16;
-    const bool pack_values = D % 16 != 0 || (a->v_row != D && i1 - i0 >= 2 * TWB_ATT_GROUP);
-    const bool hidden = a->bias || a->key_mask || a->mask, alone = i1 - i0 == 1;
+    const bool hidden = a->bias || a->key_mask || a->mask, alone = i1 - i0 == 1, halves = v.type != TWB_F32;
+    const bool pack_values = D % 16 != 0 || (halves && !alone) || (a->v_row != D && i1 - i0 >= 2 * TWB_ATT_GROUP);
     const twb_v zero = twb_set1(0.0f), none = twb_sub(zero, twb_infinity());
     const twb_v drop = twb_set1(a->dropout), kept = twb_set1(1.0f / (1.0f - a->dropout));
     float scale[16], each[16], gain[16];
@@ -5831,13 +5880,12 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
         const ptrdiff_t keys = twb_min_size(TWB_ATT_KEYS, keys_end - j0), groups = twb_ceil_div(i1 - i0, TWB_ATT_GROUP);
         TWB_NAME(twb_att_ahead) next = TWB_NAME(twb_att_after)(a, k, v, j0 + keys, keys_end, coming);
         const ptrdiff_t share = twb_ceil_div(next.rows, groups);
-        const float *tile_v = v + j0 * a->v_row;
-        ptrdiff_t tile_row = a->v_row;
-        if (!alone) twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, panels);
+        const twb_rows_of tile_k = TWB_NAME(twb_att_from)(k, j0);
+        twb_rows_of tile_v = TWB_NAME(twb_att_from)(v, j0);
+        if (!alone) twb_att_pack_keys(tile_k, keys, D, panels);
         if (pack_values) {
-            twb_att_pack_rows(tile_v, a->v_row, keys, D, values, job->depth);
-            tile_v = values;
-            tile_row = job->depth;
+            twb_att_pack_rows(tile_v, keys, D, values, job->depth);
+            tile_v = TWB_NAME(twb_att_floats)(values, job->depth);
         }
         for (i = i0; i < i1; i += TWB_ATT_GROUP) {
             const int rows = (int)twb_min_size(TWB_ATT_GROUP, i1 - i);
@@ -5847,7 +5895,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             twb_v old_top, new_top, shifts, total, factor, inverse;
             TWB_NAME(twb_att_fetch)(&next, share);
             if (strip_keys <= 0) continue;
-            if (alone) TWB_NAME(twb_att_one_query)(a, q + i * a->q_row, k + j0 * a->k_row, v + j0 * a->v_row, strip_keys, panels, strip);
+            if (alone) TWB_NAME(twb_att_one_query)(a, q + i * a->q_row, tile_k, tile_v, strip_keys, panels, strip);
             else TWB_NAME(twb_small_product)(rows, (strip_keys + 15) / 16 * 16, D, q + i * a->q_row, a->q_row, 1, panels, 16, 16 * D,
                                              strip, TWB_ATT_STRIP, scale, NULL);
             twb_store(each, none);                                 /* the rows' maxima */
@@ -5884,8 +5932,9 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
             inverse = last ? twb_sel_lt(zero, total, twb_div(twb_set1(1.0f), total), zero) : twb_set1(1.0f);
             twb_store(gain, inverse);
             twb_store(each, twb_mul(factor, inverse));
-            TWB_NAME(twb_small_product)(rows, D, strip_keys, strip, TWB_ATT_STRIP, 1, tile_v, tile_row, 16,
-                                        out + i * a->out_row, a->out_row, gain, first ? NULL : each);
+            if (tile_v.type != TWB_F32) TWB_NAME(twb_att_one_result)(a, strip, tile_v, strip_keys, out + i * a->out_row, gain, first ? NULL : each);
+            else TWB_NAME(twb_small_product)(rows, D, strip_keys, strip, TWB_ATT_STRIP, 1, (const float *)tile_v.base + tile_v.at, tile_v.row, 16,
+                                             out + i * a->out_row, a->out_row, gain, first ? NULL : each);
             if (last && lse) twb_storen(lse + i, twb_add(shifts, twb_vlog(total)), rows);
         }
     }
@@ -5942,8 +5991,8 @@ TWB_FN void TWB_NAME(twb_att_backward_block)(const twb_attention_job *job, const
     int r;
     twb_store(ones, twb_set1(1.0f));
     twb_store(scales, twb_set1(a->scale));
-    twb_att_pack_rows(a->q + b * a->q_batch + h * a->q_head + q0 * a->q_row, a->q_row, queries, D, t->query_rows, W);
-    twb_att_pack_rows(g->d_out + b * g->d_out_batch + h * g->d_out_head + q0 * g->d_out_row, g->d_out_row, queries, D,
+    twb_att_pack_rows(TWB_NAME(twb_att_floats)(a->q + b * a->q_batch + h * a->q_head + q0 * a->q_row, a->q_row), queries, D, t->query_rows, W);
+    twb_att_pack_rows(TWB_NAME(twb_att_floats)(g->d_out + b * g->d_out_batch + h * g->d_out_head + q0 * g->d_out_row, g->d_out_row), queries, D,
                       t->d_out_rows, W);
     for (i = 0; i < queries; i += TWB_ATT_GROUP) {
         const int rows = (int)twb_min_size(TWB_ATT_GROUP, queries - i);
@@ -5995,7 +6044,7 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
     const twb_attention_args *a = &job->a;
     const twb_attention_grads *g = &job->g;
     const ptrdiff_t D = a->head_dim, W = job->depth, group = a->heads / a->kv_heads;
-    const float *k = a->k + b * a->k_batch + kv * a->k_head, *v = a->v + b * a->v_batch + kv * a->v_head;
+    const twb_rows_of k = TWB_NAME(twb_att_keys)(a, b, kv), v = TWB_NAME(twb_att_values)(a, b, kv);
     float *dk = g->dk + b * g->dk_batch + kv * g->dk_head, *dv = g->dv + b * g->dv_batch + kv * g->dv_head;
     const twb_v zero = twb_set1(0.0f);
     TWB_NAME(twb_att_tiles) t;
@@ -6028,9 +6077,9 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
         for (j0 = 0; j0 < a->tk; j0 += TWB_ATT_BACK_KEYS) {
             const ptrdiff_t keys = twb_min_size(TWB_ATT_BACK_KEYS, a->tk - j0);
             const bool add = g->accumulate || h > kv * group;
-            twb_att_pack_keys(k + j0 * a->k_row, a->k_row, keys, D, t.key_panels);
-            twb_att_pack_keys(v + j0 * a->v_row, a->v_row, keys, D, t.value_panels);
-            twb_att_pack_rows(k + j0 * a->k_row, a->k_row, keys, D, t.key_rows, W);
+            twb_att_pack_keys(TWB_NAME(twb_att_from)(k, j0), keys, D, t.key_panels);
+            twb_att_pack_keys(TWB_NAME(twb_att_from)(v, j0), keys, D, t.value_panels);
+            twb_att_pack_rows(TWB_NAME(twb_att_from)(k, j0), keys, D, t.key_rows, W);
             for (d = 0; d < keys * W; d += 16) {
                 twb_store(t.sum_dk + d, zero);
                 twb_store(t.sum_dv + d, zero);
@@ -6073,6 +6122,7 @@ TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
 #undef twb_att_hide
 #undef twb_att_pack_keys
 #undef twb_att_pack_rows
+#undef twb_rows_of
 #undef twb_first
 #undef twb_get
 #undef twb_get_bytes

@@ -559,10 +559,14 @@ static void check_attention(const attention_case *c) {
             width = (H + 2 * K) * D;
     /* a prefix that ends within a tile, none, and one past the last key */
     const int32_t prefix[3] = { (int32_t)(2 * N / 3), 0, (int32_t)(N + 5) };
+    /* where k and v begin behind q: in [B,T,(H+2K) D], as a fused projection leaves it (here M = N), or one after another */
+    const ptrdiff_t k_at = c->fused ? H * D : B * H * M * D, v_at = k_at + (c->fused ? K * D : B * K * N * D);
     ptrdiff_t b, h, i, j, d;
-    float *out, *qkv;
+    float *out, *qkv, *again;
+    uint16_t *halves;
     double *p, *row, *all_out, *dq, *dk, *dv, *d_bias;
-    size_t count;
+    size_t count, numbers_in;
+    int type;
     memset(&t, 0, sizeof t);
     t.c = *c;
     t.q_count = (size_t)(B * H * M * D); t.k_count = (size_t)(B * K * N * D); t.out_count = t.q_count;
@@ -580,14 +584,12 @@ static void check_attention(const attention_case *c) {
     if (c->masks & FULL_MASK) for (j = 0; j < N; j++) t.mask[(M / 2) * N + j] = 0;
     t.a.batch = B; t.a.heads = H; t.a.kv_heads = K; t.a.tq = M; t.a.tk = N; t.a.head_dim = D;
     t.a.scale = 0.3f; t.a.causal = c->causal; t.a.query_start = c->start;
-    /* [B,T,(H+2K) D], as a fused projection leaves it; here M = N */
+    t.a.q = qkv; t.a.k = qkv + k_at; t.a.v = qkv + v_at;
     if (c->fused) {
-        t.a.q = qkv; t.a.k = qkv + H * D; t.a.v = qkv + (H + K) * D;
         t.a.q_batch = t.a.k_batch = t.a.v_batch = M * width; t.a.q_row = t.a.k_row = t.a.v_row = width;
         t.a.q_head = t.a.k_head = t.a.v_head = D;
         t.a.out_batch = M * H * D; t.a.out_row = H * D; t.a.out_head = D;
     } else {
-        t.a.q = qkv; t.a.k = qkv + t.q_count; t.a.v = t.a.k + t.k_count;
         t.a.q_batch = H * M * D; t.a.q_head = M * D; t.a.q_row = D;
         t.a.k_batch = t.a.v_batch = K * N * D; t.a.k_head = t.a.v_head = N * D; t.a.k_row = t.a.v_row = D;
         t.a.out_batch = H * M * D; t.a.out_head = M * D; t.a.out_row = D;
@@ -611,7 +613,7 @@ static void check_attention(const attention_case *c) {
     row = (double *)check_malloc((size_t)(2 * D) * sizeof *row);
     all_out = (double *)check_malloc((t.out_count + t.lse_count) * sizeof *all_out);
     dq = (double *)check_malloc((t.q_count + 2 * t.k_count + t.bias_count) * sizeof *dq);
-    dk = dq + (t.a.k - t.a.q); dv = dq + (t.a.v - t.a.q); d_bias = dq + t.q_count + 2 * t.k_count;
+    dk = dq + k_at; dv = dq + v_at; d_bias = dq + t.q_count + 2 * t.k_count;
     for (i = 0; i < (ptrdiff_t)(t.q_count + 2 * t.k_count + t.bias_count); i++) dq[i] = c->accumulate
             && i < (ptrdiff_t)(t.q_count + 2 * t.k_count) ? 0.25 : 0;
     for (b = 0; b < B; b++) for (h = 0; h < H; h++) for (i = 0; i < M; i++) {
@@ -624,7 +626,7 @@ static void check_attention(const attention_case *c) {
         const uint64_t stream = (uint64_t)((b * H + h) * M + i) << 32;
         for (d = 0; d < D; d++) to[d] = 0;
         for (j = 0; j < N; j++) {                               /* with dropout: the kept p, times 1/(1 - dropout) */
-            const float *v = t.a.v + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row;
+            const float *v = qkv + v_at + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row;
             const double kept = !(c->dropout > 0) ? 1
                     : (double)(float)(twb_random_bits(99, stream + (uint64_t)j) >> 8) / 16777216.0 < (double)c->dropout
                     ? 0 : 1 / (1 - (double)c->dropout);
@@ -637,8 +639,8 @@ static void check_attention(const attention_case *c) {
         out[t.out_count + (size_t)((b * H + h) * M + i)] = -1; }
         all_out[t.out_count + (size_t)((b * H + h) * M + i)] = lse;
         for (j = 0; j < N; j++) {
-            const float *v = t.a.v + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row, *k = t.a.k + b * t.a.k_batch
-                    + kv * t.a.k_head + j * t.a.k_row;
+            const float *v = qkv + v_at + b * t.a.v_batch + kv * t.a.v_head + j * t.a.v_row, *k = qkv + k_at
+                    + b * t.a.k_batch + kv * t.a.k_head + j * t.a.k_row;
             double *gk = dk + b * t.a.k_batch + kv * t.a.k_head + j * t.a.k_row, *gv = dv + b * t.a.v_batch
                     + kv * t.a.v_head + j * t.a.v_row, dp = 0, ds;
             const double kept = !(c->dropout > 0) ? 1
@@ -672,7 +674,22 @@ static void check_attention(const attention_case *c) {
         free(scratch);
         release(alone);
     }
-    free(p); free(row); free(all_out); free(dq); free(t.key_mask); free(t.mask);
+    /* keys and values of 16 bits give the bits that the same numbers give in 32 */
+    numbers_in = t.q_count + 2 * t.k_count;
+    halves = (uint16_t *)check_malloc(numbers_in * sizeof *halves);
+    again = (float *)check_malloc(count * sizeof *again);
+    for (type = TWB_F16; type <= TWB_BF16; type++) {
+        const twb_cpu cpu = one_thread();
+        if (M > 1 && (M + type) % 2) continue;               /* the longer ones with one type each */
+        twb_convert(&cpu, (ptrdiff_t)numbers_in, qkv, TWB_F32, halves, (twb_type)type);
+        twb_convert(&cpu, (ptrdiff_t)numbers_in, halves, (twb_type)type, qkv, TWB_F32);
+        t.a.k = qkv + k_at; t.a.v = qkv + v_at; t.a.kv_type = TWB_F32;
+        run_attention(&cpu, &t, out);
+        t.a.k = halves + k_at; t.a.v = halves + v_at; t.a.kv_type = (twb_type)type;
+        everywhere("attention of 16-bit keys and values", run_attention, &t, count, again);
+        CHECK(memcmp(out, again, count * sizeof *out) == 0, "%d x %d x %d: keys and values of type %d give other bits than in f32", (int)M, (int)N, (int)D, type);
+    }
+    free(p); free(row); free(all_out); free(dq); free(t.key_mask); free(t.mask); free(halves); free(again);
     release(out); release(qkv); release(t.d_out); release(t.bias);
 }
 

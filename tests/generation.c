@@ -255,7 +255,7 @@ static int64_t run_whole(const char *kernels, int threads, const tw_generate_des
 
 /* Sampled text depends neither on the kernel set nor on the threads. */
 static void test_same_everywhere(void) {
-    tw_generate_desc all[3];
+    tw_generate_desc all[5];
     int32_t want[ROOM], got[ROOM];
     int64_t wanted, n;
     int kind, set, threads;
@@ -263,7 +263,10 @@ static void test_same_everywhere(void) {
     all[1] = beams(30, 3);
     all[2] = sampling(20);
     all[2].num_beams = 3;
-    for (kind = 0; kind < 3; kind++) {
+    all[3] = all[0];
+    all[4] = all[1];
+    all[3].cache_bits = all[4].cache_bits = 16;
+    for (kind = 0; kind < 5; kind++) {
         wanted = run_whole("plain", 1, &all[kind], want);
         for (set = 0; set < TWB_ISA_COUNT; set++) {
             const char *name = twb_isa_name((twb_isa)set);
@@ -278,7 +281,7 @@ static void test_same_everywhere(void) {
 
 /* Saved after every step, restored in a context of its own with the same weights, it goes on to the same ids. */
 static void test_savegames(void) {
-    tw_generate_desc all[4];
+    tw_generate_desc all[6];
     int kind, stop;
     all[0] = sampling(20);
     all[1] = beams(20, 3);
@@ -292,7 +295,10 @@ static void test_savegames(void) {
     all[3].min_new_tokens = 5;
     all[3].eos_count = 0;
     all[3].no_repeat_ngram_size = 2;
-    for (kind = 0; kind < 4; kind++) {
+    all[4] = all[0];
+    all[5] = all[1];
+    all[4].cache_bits = all[5].cache_bits = 16;
+    for (kind = 0; kind < 6; kind++) {
         int32_t prompt[PROMPT], want[ROOM];
         int64_t wanted = run_whole(NULL, 1, &all[kind], want), clock = 0;
         small_prompt(prompt, PROMPT);
@@ -322,6 +328,30 @@ static void test_savegames(void) {
             tw_destroy(tw);
             if (status != TW_MORE) break;
         }
+    }
+}
+
+/* How many numbers of two bytes a saved cache has: keys and values as exact as the weights, or as one wishes. */
+static void test_cache_bits(void) {
+    static const struct { tw_dtype weights; int bits, bytes; } cases[] = {
+        { TW_F32, 0, 4 }, { TW_F32, 32, 4 }, { TW_F32, 16, 2 }, { TW_F16, 0, 2 }, { TW_BF16, 0, 2 }, { TW_F16, 32, 4 }, { TW_Q8_0, 0, 2 }, { TW_Q4_0, 32, 4 }
+    };
+    size_t i, shortest = 0, longest = 0;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tw_context *tw = tw_create(NULL);
+        tw_model *model = tw_from_config(tw, SMALL);
+        tw_generate_desc how = sampling(10);
+        int32_t prompt[PROMPT];
+        tw_generation *g;
+        how.cache_bits = cases[i].bits;
+        small_prompt(prompt, PROMPT);
+        OK(tw_to(model, cases[i].weights));
+        g = tw_generation_begin_ids(model, prompt, PROMPT, &how);
+        OK(tw_generation_step(g, 0) == TW_MORE && tw_generation_save(g, writer(sizeof saved.data)));
+        if (cases[i].bytes == 4) longest = saved.count; else shortest = saved.count;
+        CHECK(saved.count == (cases[i].bytes == 4 ? longest : shortest), "case %lu: %lu bytes", (unsigned long)i, (unsigned long)saved.count);
+        if (longest && shortest) CHECK(longest - shortest == 2 * 2 * PROMPT * 32 * 2, "case %lu: %lu and %lu bytes", (unsigned long)i, (unsigned long)longest, (unsigned long)shortest);
+        tw_destroy(tw);
     }
 }
 
@@ -493,7 +523,7 @@ static void test_refusals(void) {
     tw_generate_desc how;
     int i;
     small_prompt(prompt, ROOM);
-    for (i = 0; i < 24; i++) {
+    for (i = 0; i < 25; i++) {
         tw_model *of = model;
         int64_t count = 3, room = ROOM;
         tw_code code = TW_E_RANGE;
@@ -522,6 +552,7 @@ static void test_refusals(void) {
         case 20: of = headless; code = TW_E_UNSUPPORTED; break;
         case 21: how.adapter_name = "knight"; code = TW_E_MISSING; break;
         case 22: how.eos_count = 3; code = TW_E_ARGUMENT; break;
+        case 23: how.cache_bits = 8; break;
         default: how.max_new_tokens = 1; code = TW_OK; break;
         }
         count = tw_generate_ids(of, prompt, count, &how, out, room, NULL);
@@ -667,6 +698,7 @@ int main(void) {
     test_selection();
     test_same_everywhere();
     test_savegames();
+    test_cache_bits();
     test_bad_savegames(SMALL, "{\"model_type\":\"gpt2\",\"n_layer\":1," SHAPE "}");
     test_bad_savegames(SMALL_T5("2"), SMALL_T5("3"));
     test_neighbours();

@@ -46,14 +46,15 @@ static void numbers(int32_t *ids, int count, int step) {
 }
 
 /* A decoder with a cache, a few tokens at a time and with its rows exchanged, gives the bits of one pass over all; the
-   encoder is read once, and may be one text for all rows. */
-static void test_cache(bool shared) {
+   encoder is read once, and may be one text for all rows.  A cache of 16 bits gives those of a pass that goes through one, which
+   are near the others. */
+static void test_cache(bool shared, tw_dtype dtype) {
     tw_context *tw = tw_create(NULL);
     tw_model *m = tw_from_config(tw, "{\"model_type\":\"t5\",\"feed_forward_proj\":\"gated-gelu\"," TINY "}");
     int32_t source[ROWS * SOURCE], target[ROWS * TARGET], turned[ROWS * TARGET], masks[ROWS * SOURCE];
     static const int pieces[] = { 1, 3, 1, 2 };
     static const int32_t swap[ROWS] = { 1, 0 };
-    float want[ROWS * TARGET * VOCAB];
+    float want[ROWS * TARGET * VOCAB], exact[ROWS * TARGET * VOCAB], worst = 0, top = 0;
     tw_batch in;
     tw_outputs out;
     tw_pass pass;
@@ -70,13 +71,23 @@ static void test_cache(bool shared) {
     tw_batch_set(&in, "decoder_input_ids", tw_ids(tw, tw_shape2(ROWS, TARGET), target));
     CHECK(tw_model_forward(m, &in, NULL, &out), "%s", tw_error(tw));
     tw_read(tw_batch_get(&out, "logits"), want, ROWS * TARGET * VOCAB);
-    cache = tw_cache_create(tw, 2, ROWS, 3, 6, TARGET);
-    OK(tw_cache_add_encoder(cache, shared ? 1 : ROWS, SOURCE));
     memset(&pass, 0, sizeof pass);
+    if (dtype != TW_F32) {
+        memcpy(exact, want, sizeof exact);
+        pass.cache = cache = tw_cache_create(tw, dtype, 2, ROWS, 3, 6, TARGET);
+        OK(tw_cache_add_encoder(cache, ROWS, SOURCE));
+        CHECK(tw_model_forward(m, &in, &pass, &out), "%s", tw_error(tw));
+        tw_read(tw_batch_get(&out, "logits"), want, ROWS * TARGET * VOCAB);
+        for (i = 0; i < ROWS * TARGET * VOCAB; i++) { worst = fmaxf(worst, fabsf(want[i] - exact[i])); top = fmaxf(top, fabsf(exact[i])); }
+        CHECK(worst > 0 && worst < (dtype == TW_F16 ? 4.0f / 2048 : 4.0f / 256) * top, "a cache of type %d moves the logits by %g of %g", (int)dtype, (double)worst, (double)top);
+        tw_cache_free(cache);
+    }
+    cache = tw_cache_create(tw, dtype, 2, ROWS, 3, 6, TARGET);
+    OK(tw_cache_add_encoder(cache, shared ? 1 : ROWS, SOURCE));
     pass.cache = cache;
     if (shared) {                                          /* one row reads the text first, then there are two */
         tw_cache_free(cache);
-        pass.cache = cache = tw_cache_create(tw, 2, 1, 3, 6, TARGET);
+        pass.cache = cache = tw_cache_create(tw, dtype, 2, 1, 3, 6, TARGET);
         OK(tw_cache_add_encoder(cache, 1, SOURCE));
     }
     for (at = 0, piece = 0; at < TARGET; at += pieces[piece++]) {
@@ -285,8 +296,11 @@ int main(void) {
     check_family("t5", t5_cases, sizeof t5_cases / sizeof *t5_cases);
     check_family("mt5", mt5_cases, sizeof mt5_cases / sizeof *mt5_cases);
     test_buckets();
-    test_cache(false);
-    test_cache(true);
+    test_cache(false, TW_F32);
+    test_cache(true, TW_F32);
+    test_cache(false, TW_F16);
+    test_cache(true, TW_F16);
+    test_cache(false, TW_BF16);
     test_encoder_outputs();
     test_new_weights();
     test_train_and_reload("{\"model_type\":\"t5\"," TINY "}", "build/t5-tied.tmp");
