@@ -679,6 +679,7 @@ static const option generate_options[] = {
     { "--repetition-penalty", "X", REAL, 1e-6, 1e6, "divide what was there already by X (default: 1)" },
     { "--no-repeat-ngram-size", "N", WHOLE, 0, LARGEST, "no N tokens in a row twice (default: 0, off)" },
     { "--eos-token-id", "1,2", IDS, 0, 0, "the end token, instead of the model's" },
+    { "--cache-bits", "N", WHOLE, 16, 32, "keep keys and values in 16 or 32 bits (default: 16 beside weights of 16 bits or fewer)" },
     { "--dtype", "NAME", DTYPE, 0, 0, "weights in memory: f32, f16, bf16, q8_0, q4_0 (default: as in the file)" },
     { "--task", "NAME", TEXT, 0, 0, "the head to use instead of the one in config.json" }
 };
@@ -706,6 +707,7 @@ static tw_generate_desc read_generate_options(const arguments *a) {
     how.has_length_penalty = option_given(a, "--length-penalty");
     how.length_penalty = (float)option_real(a, "--length-penalty", 1);
     how.early_stopping = option_given(a, "--early-stopping");
+    how.cache_bits = (int)option_whole(a, "--cache-bits", 0);
     return how;
 }
 
@@ -1850,6 +1852,7 @@ static const option bench_options[] = {
     { "--backward", NULL, FLAG, 0, 0, "attention: forward and backward" },
     { "--prompt-tokens", "N", WHOLE, 1, 1e7, "generate: length of the prompt (default: 64)" },
     { "--new-tokens", "N", WHOLE, 2, 1e7, "generate: tokens to write (default: 32)" },
+    { "--cache-bits", "N", WHOLE, 16, 32, "generate: keep keys and values in 16 or 32 bits" },
     { "--file", "F", TEXT, 0, 0, "tokenize: the text whose lines are tokenized, one after another" },
     { "--gradient-checkpointing", NULL, FLAG, 0, 0, "train: recompute blocks instead of keeping them" },
     { "--dtype", "NAME", DTYPE, 0, 0, "weights: f32, f16, bf16, q8_0, q4_0 (default: f32, or the file's)" }
@@ -2149,6 +2152,7 @@ static bool generate_once(void *user) {
     tw_generate_desc how;
     memset(&how, 0, sizeof how);
     how.max_new_tokens = b->new_tokens;
+    how.cache_bits = (int)option_whole(b->a, "--cache-bits", 0);
     how.eos_count = -1;
     g = tw_generation_begin_ids(b->model, b->ids, b->seq, &how);
     while (g && tw_generation_ids(g, &ids) < 1 && tw_generation_step(g, 0) == TW_MORE) continue;
