@@ -137,7 +137,7 @@ static void check_product(const product *p) {
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
         cpu.isa = (twb_isa)isa;
-        for (threads = 1; threads <= 3; threads++) {
+        for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
             void *scratch;
             cpu.threads = threads;
             scratch = check_malloc(twb_gemm_scratch(&cpu, &g));
@@ -182,6 +182,7 @@ static void check_products(void) {
     for (s = 0; s < sizeof sizes / sizeof *sizes; s++)
         for (layout = 0; layout < 4; layout++)
             for (t = 0; t < 3; t++) {
+                if (check_skip()) continue;
                 memset(&p, 0, sizeof p);
                 p.m = sizes[s][0]; p.n = sizes[s][1]; p.k = sizes[s][2];
                 p.trans_a = layout & 1; p.trans_b = layout >> 1;
@@ -198,6 +199,7 @@ static void check_products(void) {
             }
     /* every epilogue, on one block of k and on several */
     for (t = 0; t < 8 * TWB_ACT_COUNT; t++) {
+        if (check_skip()) continue;
         memset(&p, 0, sizeof p);
         p.m = t % 3 ? 9 : 2; p.n = 37; p.k = t % 2 ? 40 : 270; p.alpha = 1; p.trans_b = t % 5 != 0; p.pad = t % 4;
         p.epilogue = t & 7; p.activation = (twb_activation)(t >> 3);
@@ -244,7 +246,7 @@ static void check_bf16_numbers(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int layout
             if (!twb_isa_available((twb_isa)isa) || (by && (isa != TWB_ISA_AVX512 || !twb_cpu_default().bf16))) continue;
             cpu.isa = (twb_isa)isa;
             cpu.bf16 = by;
-            for (threads = 1; threads <= 3; threads++) {
+            for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
                 void *scratch;
                 cpu.threads = threads;
                 scratch = check_malloc(twb_gemm_scratch(&cpu, &g));
@@ -284,12 +286,15 @@ static void check_bf16_numbers(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int layout
     free(a); free(b); free(c); free(first); free(want);
 }
 
-/* Larger ones, against the set's own single thread and by rows: a row's bits do not depend on m. */
+/* Larger ones, against the set's own single thread and by rows: a row's bits do not depend on m.  The smaller ones, for an
+   emulated processor, still have several chunks of rows, blocks of columns and of k. */
 static void check_rows_and_threads(bool rounded) {
-    static const int sizes[][3] = { {300, 1100, 700}, {40, 3000, 900}, {700, 260, 300}, {1, 9000, 520}, {4, 2050, 800} };
+    static const int all[][3] = { {300, 1100, 700}, {40, 3000, 900}, {700, 260, 300}, {1, 9000, 520}, {4, 2050, 800} };
+    static const int smaller[][3] = { {270, 200, 70}, {6, 2100, 260}, {700, 40, 260}, {1, 9000, 40}, {4, 2050, 260} };
+    const int (*const sizes)[3] = check_every > 1 ? smaller : all;
     twb_cpu cpu = twb_cpu_default();
     size_t s;
-    for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+    for (s = 0; s < sizeof all / sizeof *all; s++) {
         ptrdiff_t m = sizes[s][0], n = sizes[s][1], k = sizes[s][2], row;
         float *a = random_floats((size_t)(m * k)), *b = random_floats((size_t)(n * k)), *c = random_floats((size_t)(m * n)), *d = random_floats((size_t)(m * n));
         int layout, isa, threads;
@@ -302,7 +307,7 @@ static void check_rows_and_threads(bool rounded) {
             g.bf16_products = rounded;
             for (isa = TWB_ISA_COUNT - 1; isa > 0 || isa == (int)cpu.isa; isa--) {      /* plain C where there is nothing else */
                 if (!twb_isa_available((twb_isa)isa)) continue;
-                for (threads = 1; threads <= 3; threads++) {
+                for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
                     float *to = cpu.isa == (twb_isa)isa && threads == 1 ? c : d;
                     void *scratch;
                     twb_cpu use = cpu;
@@ -376,7 +381,7 @@ static void check_cross_entropy(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t vocab
     twb_ref_linear_cross_entropy(&args, row);
     for (isa = TWB_ISA_COUNT - 1; isa >= 0; isa--) {
         if (!twb_isa_available((twb_isa)isa) || (rounded && cpu.bf16 && cpu.isa != (twb_isa)isa)) continue;
-        for (threads = 1; threads <= 3; threads++) {
+        for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
             void *scratch;
             which = cpu.isa == (twb_isa)isa && threads == 1 ? 1 : 2;
             memcpy(d_hidden[which], hidden, h_size * sizeof(float));
@@ -474,8 +479,9 @@ static void check_packings(void) {
         }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     int layout;
+    check_begin(argc, argv);
     check_products();
     check_packings();
     check_rows_and_threads(false);

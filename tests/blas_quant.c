@@ -61,7 +61,7 @@ static void check_formats(int t, int n, int k, int kind) {
     CHECK(memcmp(blocks, again, row_bytes * (size_t)n) == 0, "%s %dx%d: packing and back changes bytes", type_names[t], n, k);
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
-        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads++) {
+        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads += check_every > 1 ? 2 : 1) {
             cpu.isa = (twb_isa)isa;
             CHECK(twb_quantize_packed(&cpu, type, n, k, TWB_F32, true, w, k, direct), "%s: refused", type_names[t]);
             CHECK(memcmp(direct, packed, packed_size) == 0, "%s %dx%d %s: panels from [n,k] differ", type_names[t], n, k, twb_isa_name(cpu.isa));
@@ -149,7 +149,7 @@ static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, fl
     CHECK(worst <= 1.0 / 128 + 1e-5, "%s: the definition is off by %g", name, worst);
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
-        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads++) {
+        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads += check_every > 1 ? 2 : 1) {
             unsigned char *scratch;
             int vnni;
             cpu.isa = (twb_isa)isa;
@@ -204,7 +204,7 @@ static void check_search(void) {
     twb_cpu cpu = twb_cpu_default();
     double plain = 0, searched = 0;
     int trial, i;
-    for (trial = 0; trial < 2000; trial++) {
+    for (trial = 0; trial < 2000 / check_every; trial++) {
         float x[32], y[32], top = 0, d;
         unsigned char block[18];
         double e0 = 0, e1 = 0;
@@ -223,24 +223,22 @@ static void check_search(void) {
     CHECK(searched < 0.9 * plain, "q4_0: the search lowers the squared error from %g to %g only", plain, searched);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     static const int sizes[][3] = { { 1, 1, 1 }, { 1, 16, 32 }, { 1, 17, 33 }, { 2, 5, 64 }, { 3, 40, 95 }, { 4, 16, 128 }, { 5, 33, 31 }, { 7, 64, 96 },
                                     { 9, 50, 200 }, { 24, 18, 808 }, { 33, 70, 64 }, { 130, 35, 160 }, { 1, 700, 768 }, { 6, 48, 3072 }, { 0, 5, 32 }, { 2, 3, 0 } };
+    static const struct { int a, w; float alpha, beta; int epilogue; } products[] = {      /* kinds of A and of the weights */
+        { 0, 0, 1, 0, 0 }, { 5, 0, 1, 0, 1 }, { 1, 2, 1, 0, 0 }, { 2, 2, 0.5f, 1, 0 }, { 2, 1, -1.25f, 0.5f, 1 }, { 4, 0, 1, 0, 0 }, { 3, 5, 1, 0, 1 },
+        { 2, 6, 1, 0, 0 }, { 1, 6, 1, 0, 0 }
+    };
     size_t s;
     int t, kind;
+    check_begin(argc, argv);
     for (t = 0; t < 2; t++) {
         for (s = 0; s < sizeof sizes / sizeof *sizes; s++) {
             int m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
-            for (kind = 0; kind < 6; kind++) if (k && (kind == 0 || n * k < 10000)) check_formats(t, n, k, kind);
-            check_product(t, m, n, k, 0, 0, 1, 0, 0);
-            check_product(t, m, n, k, 5, 0, 1, 0, 1);
-            check_product(t, m, n, k, 1, 2, 1, 0, 0);
-            check_product(t, m, n, k, 2, 2, 0.5f, 1, 0);
-            check_product(t, m, n, k, 2, 1, -1.25f, 0.5f, 1);
-            check_product(t, m, n, k, 4, 0, 1, 0, 0);
-            check_product(t, m, n, k, 3, 5, 1, 0, 1);
-            check_product(t, m, n, k, 2, 6, 1, 0, 0);
-            check_product(t, m, n, k, 1, 6, 1, 0, 0);
+            for (kind = 0; kind < 6; kind++) if (k && (kind == 0 || n * k < 10000) && !check_skip()) check_formats(t, n, k, kind);
+            for (kind = 0; kind < (int)(sizeof products / sizeof *products); kind++)
+                if (!check_skip()) check_product(t, m, n, k, products[kind].a, products[kind].w, products[kind].alpha, products[kind].beta, products[kind].epilogue);
         }
     }
     check_refusals();

@@ -1,4 +1,5 @@
-/* check.h - the little that a test program needs: CHECK counts and names what fails, check_done() sums up. */
+/* check.h - the little that a test program needs: CHECK counts and names what fails, check_done() sums up; check_begin() and
+   check_skip() shorten a test for an emulated processor. */
 #ifndef CHECK_H
 #define CHECK_H
 #include <stdio.h>
@@ -13,6 +14,13 @@ static int check_passed, check_failed;
         if (condition) check_passed++; \
         else if (check_failed++ < 40) { printf("%s:%d: ", __FILE__, __LINE__); printf(__VA_ARGS__); printf("\n"); } \
     } while (0)
+
+/* To begin main with: N as the program's argument asks for only each Nth case of the long series, because an emulated processor is
+   slow; everything where there is none.  An N without a common factor with what a series repeats in, such as 7, leaves every
+   size, layout and type some of its cases. */
+static int check_every = 1, check_turn;
+static inline void check_begin(int argc, char **argv) { if (argc > 1 && atoi(argv[1]) > 0) check_every = atoi(argv[1]); }
+static inline int check_skip(void) { return check_turn++ % check_every != 0; }
 
 /* To end main with: `return check_done();`. */
 static int check_done(void) {

@@ -1,4 +1,4 @@
-/* fuzz.h - what the fuzzers share.  With libFuzzer:
+/* fuzz.h - what the fuzzers share; fuzz_all.c is all of them, each is a program, too.  With libFuzzer:
        clang -g -O1 -fsanitize=fuzzer,address,undefined -DTWINKLE_NO_SIMD -I.. -I. fuzz_X.c -o fuzz_X -lm && ./fuzz_X corpus/fuzz_X
    Without it, the same inputs once, or what a fuzzer found once more:
        cc -g -DREPLAY -I.. -I. fuzz_X.c -o fuzz_X -lm && ./fuzz_X corpus/fuzz_X/... */
@@ -10,6 +10,17 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* FUZZER(name) { ... } is what a file does with `data` and its `size`, in a program of its own or among others. */
+#ifdef FUZZ_ALL
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+#define FUZZER(name) static void name(const uint8_t *data, size_t size)
+#else
+#define FUZZER(name) \
+    static void name(const uint8_t *data, size_t size); \
+    int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) { name(data, size); return 0; } \
+    static void name(const uint8_t *data, size_t size)
+#endif
+
 static void demand(bool condition, const char *what) {
     if (condition) return;
     fprintf(stderr, "fuzz: %s\n", what);
@@ -17,15 +28,15 @@ static void demand(bool condition, const char *what) {
 }
 
 /* An allocator that has little: what a file asks for beyond it is refused, as on a small machine. */
-#ifndef FUZZ_BYTES
 #define FUZZ_BYTES ((size_t)48 << 20)
-#endif
+static size_t fuzz_most;
 static void *fuzz_alloc(void *user, size_t bytes) {
     counted *c = (counted *)user;
-    return bytes > FUZZ_BYTES || c->bytes > FUZZ_BYTES - bytes ? NULL : counted_alloc(user, bytes);
+    return bytes > fuzz_most || c->bytes > fuzz_most - bytes ? NULL : counted_alloc(user, bytes);
 }
-static tw_context *fuzz_context(counted *c) {
+static tw_context *fuzz_context(counted *c, size_t most) {
     tw_desc d;
+    fuzz_most = most;
     memset(c, 0, sizeof *c);
     d = counted_desc(c);
     d.alloc.alloc = fuzz_alloc;
@@ -42,10 +53,30 @@ static void fuzz_judge(tw_context *tw, bool done) {
     demand(done ? !tw_failed(tw) : tw_failed(tw) && strlen(sentence) > 10, "a result with an error, or an error without a sentence");
     for (i = 0; sentence[i]; i++) demand((unsigned char)sentence[i] >= 32, "a control character in an error");
 }
+/* Whatever opens is used: every name, and every byte that belongs to a tensor. */
+static inline void fuzz_use_weights(tw_context *tw, tw_weights *w) {
+    size_t i, k;
+    volatile unsigned char sum = 0;
+    fuzz_judge(tw, w != NULL);
+    for (i = 0; i < tw_weights_count(w); i++) {
+        const tw_weight *x = tw_weights_at(w, i);
+        size_t count = tw_dtype_size(x->dtype) ? x->bytes / tw_dtype_size(x->dtype) : 0;
+        float value[4];
+        demand(tw_weights_find(w, x->name) == x, "a tensor is not found");
+        for (k = 0; k < x->bytes; k++) sum = (unsigned char)(sum + ((const unsigned char *)x->data)[k]);
+        demand(twi_convert_values(x->data, x->dtype, count < 4 ? (int64_t)count : 4, value), "a dtype cannot be converted");
+    }
+    (void)tw_weights_metadata(w, "format");
+    tw_close_weights(w);
+    tw_clear_error(tw);
+}
 
 #ifdef REPLAY
 int main(int argc, char **argv) {
     int i;
+#ifdef FUZZ_ALL
+    LLVMFuzzerInitialize(&argc, &argv);
+#endif
     for (i = 1; i < argc; i++) {
         FILE *f = fopen(argv[i], "rb");
         uint8_t *data, *exact;

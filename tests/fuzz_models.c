@@ -1,10 +1,9 @@
 /* fuzz_models.c - load, then use: a config becomes a model, which runs forward and takes one training step.  An input is a
    config.json, or a config.json, a NUL and the weights' file that comes with it. */
-#define FUZZ_BYTES ((size_t)6 << 20)                    /* larger models are right, and slow */
 #include "fuzz.h"
 
 /* One forward pass and one step on these inputs; any of it may be refused. */
-static void run(tw_context *tw, tw_model *m, const tw_batch *batch) {
+static void run_model(tw_context *tw, tw_model *m, const tw_batch *batch) {
     tw_outputs out;
     bool done;
     int i;
@@ -18,7 +17,7 @@ static void run(tw_context *tw, tw_model *m, const tw_batch *batch) {
     tw_clear_error(tw);
     tw_end_step(tw);
 }
-static void step(tw_context *tw, tw_model *m, const tw_batch *batch) {
+static void step_model(tw_context *tw, tw_model *m, const tw_batch *batch) {
     tw_no_grad(tw, false);
     tw_forward_backward(m, batch, NULL);
     tw_clip_grad_and_step(m, 1.0f, 2, NULL);
@@ -28,7 +27,7 @@ static void step(tw_context *tw, tw_model *m, const tw_batch *batch) {
 }
 
 /* Rows of ids below `most`, and what else a model may want. */
-static void inputs(tw_context *tw, tw_batch *batch, int kind, int32_t most) {
+static void set_inputs(tw_context *tw, tw_batch *batch, int kind, int32_t most) {
     int32_t ids[16], ones[16];
     int i;
     memset(batch, 0, sizeof *batch);
@@ -39,12 +38,12 @@ static void inputs(tw_context *tw, tw_batch *batch, int kind, int32_t most) {
     tw_batch_set(batch, "labels", kind & 4 ? tw_ids(tw, tw_shape1(2), ones) : tw_ids(tw, kind & 2 ? tw_shape2(2, 2) : tw_shape2(2, 3), ids));
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+FUZZER(fuzz_models) {
     const uint8_t *end = size ? (const uint8_t *)memchr(data, 0, size) : NULL;
     size_t length = end ? (size_t)(end - data) : size;
     char *config = (char *)malloc(length + 1);
     counted c;
-    tw_context *tw = fuzz_context(&c);
+    tw_context *tw = fuzz_context(&c, (size_t)6 << 20);      /* larger models are right, and slow */
     tw_model *m;
     int kind;
     demand(tw && config, "no memory");
@@ -64,16 +63,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     tw_clear_error(tw);
     for (kind = 0; m && kind < 7; kind++) {
         tw_batch batch;
-        inputs(tw, &batch, kind, kind == 6 ? 0 : 3);
-        run(tw, m, &batch);
+        set_inputs(tw, &batch, kind, kind == 6 ? 0 : 3);
+        run_model(tw, m, &batch);
         if (kind == 1 || kind == 3 || kind == 4) {
-            inputs(tw, &batch, kind, 3);
+            set_inputs(tw, &batch, kind, 3);
             tw_set_optimizer(m, "adamw", NULL);
-            step(tw, m, &batch);
+            step_model(tw, m, &batch);
         }
         tw_end_step(tw);
     }
     fuzz_end(tw, &c);
     free(config);
-    return 0;
 }

@@ -2,7 +2,7 @@
    s spiece.model, w vocab.txt, b vocab.json with merges.txt behind a NUL. */
 #include "fuzz.h"
 
-static void use(tw_tokenizer *t, const uint8_t *data, size_t size) {
+static void use_tokenizer(tw_tokenizer *t, const uint8_t *data, size_t size) {
     static const char text[] = "The cat's hats <unk>\xE4\xBD\xA0\xF0\x9F\x99\x82 \xFF\xC3 a\xCC\x81 12\n\n  </s>";
     tw_encoding out;
     tw_tokenize_desc how;
@@ -23,14 +23,14 @@ static void use(tw_tokenizer *t, const uint8_t *data, size_t size) {
     (void)tw_token_id(t, "the");
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+FUZZER(fuzz_vocabularies) {
     twi_blob list[2];
     twi_blobs blobs;
     counted c;
     tw_context *tw;
     tw_tokenizer *t;
     const uint8_t *second;
-    if (size < 1) return 0;
+    if (size < 1) return;
     second = (const uint8_t *)memchr(data, 0, size);
     memset(list, 0, sizeof list);
     blobs.list = list;
@@ -42,7 +42,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 's': list[0].name = "spiece.model"; break;
     case 'w': list[0].name = "vocab.txt"; break;
     case 'b':
-        if (!second) return 0;
+        if (!second) return;
         list[0].name = "vocab.json";
         list[0].size = (size_t)(second - data) - 1;
         list[1].name = "merges.txt";
@@ -50,17 +50,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         list[1].size = size - (size_t)(second - data) - 1;
         blobs.count = 2;
         break;
-    default: return 0;
+    default: return;
     }
-    tw = fuzz_context(&c);
+    tw = fuzz_context(&c, FUZZ_BYTES);
     demand(tw != NULL, "no memory");
     tw->blobs = &blobs;
     t = tw_load_tokenizer(tw, "");
     fuzz_judge(tw, t != NULL);
     tw->blobs = NULL;
     tw_clear_error(tw);
-    if (t) use(t, data + 1, size - 1);
+    if (t) use_tokenizer(t, data + 1, size - 1);
     tw_free_tokenizer(t);
     fuzz_end(tw, &c);
-    return 0;
 }

@@ -2,6 +2,7 @@
    long prompt, before and after a file, on all numbers of threads; what is refused; what a plan says. */
 #define TWINKLE_IMPLEMENTATION
 #include "twinkle.h"
+#include "twinkle_blas.h"
 #include "golden.h"
 #include <math.h>
 #include <string.h>
