@@ -11873,17 +11873,21 @@ static uint32_t twi_compose(const twi_unicode *unicode, uint32_t a, uint32_t b) 
 /* The pairs that NFC composes.  A composed character's decomposition is d1 ... dn; its pair is what d1 ... d(n-1) make,
    and dn.  Shorter decompositions come first, so the prefix is known by then. */
 static bool twi_make_pairs(twi_region *region, twi_unicode *u) {
-    uint32_t d[TWI_MAX_IMAGES], c, length, n, first, j, *order;
+    uint32_t d[TWI_MAX_IMAGES], c, length, n, first, j, *order, *composed;
     twi_pair_code *sorted;
-    size_t i, members = 0;
-    for (c = 0; c < TWI_CODES; c++) if (twi_kind(u, c) & TWI_IS_COMPOSED) members++;
+    size_t i, r, members = 0;
+    for (i = r = 0; r < u->canonical.count; r++) i += u->canonical.runs[r].count;
+    composed = (uint32_t *)twi_alloc(region, i, sizeof *composed);
+    for (r = 0; composed && r < u->canonical.count; r++)            /* what is composed can be decomposed: no others are looked at */
+        for (c = u->canonical.runs[r].first; c < u->canonical.runs[r].first + u->canonical.runs[r].count; c++)
+            if (twi_kind(u, c) & TWI_IS_COMPOSED) composed[members++] = c;
     u->pairs = (twi_pair_code *)twi_alloc(region, members, sizeof *u->pairs);
     sorted = (twi_pair_code *)twi_alloc(region, members, sizeof *sorted);
     order = (uint32_t *)twi_alloc(region, members, sizeof *order);
-    if (!u->pairs || !sorted || !order) return false;
+    if (!composed || !u->pairs || !sorted || !order) return false;
     for (length = 2; length <= 4; length++) {
-        for (c = 0; c < TWI_CODES; c++) {
-            if (!(twi_kind(u, c) & TWI_IS_COMPOSED) || u->pair_count >= members) continue;
+        for (r = 0; r < members; r++) {
+            c = composed[r];
             n = twi_image_of(&u->canonical, c, d);
             if (n != length) continue;
             for (first = d[0], j = 1; j + 1 < n; j++) first = twi_compose(u, first, d[j]);
@@ -11898,6 +11902,7 @@ static bool twi_make_pairs(twi_region *region, twi_unicode *u) {
     }
     twi_free(region, order);
     twi_free(region, sorted);
+    twi_free(region, composed);
     return true;
 }
 
