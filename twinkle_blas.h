@@ -191,7 +191,13 @@ TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols
    the processor has an instruction for it (AVX512_BF16: two multiply-adds a lane where f32 has one), that is used, and
    the promise above becomes a weaker one: the same numbers are multiplied and added in f32, but numbers below
    2^-126 (operands, or a sum on its way) count as zero, and the order within a pair of k's is the processor's.  An
-   element still depends on its row and its column alone, and threads change nothing. */
+   element still depends on its row and its column alone, and threads change nothing.
+
+   A FEW ROWS TIMES WEIGHTS AS THEY LIE (few_by_lanes).  The order above asks for sixteen columns side by side, which a B
+   [n,k] that is not packed has far apart: for one row that costs up to three quarters of the speed.  Weights that are used
+   more than once are better packed.  For those that are not, this lets up to four rows go another way: number k of a sum
+   goes into lane k mod 16, and the sixteen lanes are added up in halves (0 + 8, 1 + 9, ...; 0 + 4, ...).  Kernel sets and
+   threads still give the same bits, but a row among more than four others, or with B packed, gives others. */
 
 typedef struct twb_epilogue {      /* applied as the product is stored: y = act(alpha A B + beta C + bias) + residual */
     const float *bias;             /* [n], added to each row; NULL: none */
@@ -209,6 +215,7 @@ typedef struct twb_gemm_args {
     const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums */
     bool b_packed;                 /* b points to what twb_pack_weights() wrote (then trans_b and ldb are ignored) */
     bool bf16_products;            /* A and B are rounded to bf16 before they are multiplied; f32 sums */
+    bool few_by_lanes;             /* up to four rows times a B [n,k] that is not packed: added up in another order, see above */
     float *c; ptrdiff_t ldc;       /* must not overlap A or B */
     const twb_epilogue *epilogue;  /* or NULL; the same for every product of a batch, its pre_activation and residual advance with stride_c */
     ptrdiff_t batch, stride_a, stride_b, stride_c;   /* batch > 1: that many products, strides in elements (0 shares an operand); batch 0 counts as 1 */
@@ -908,11 +915,12 @@ static TWB_UNUSED ptrdiff_t twb_packed_at(ptrdiff_t n, ptrdiff_t j, ptrdiff_t k0
 }
 
 /* The ways to go about it: tiles in registers, or, for a few rows, B read once where it lies. */
-typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_ROWS, TWB_WAY_BF16 } twb_way;
+typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_LANES, TWB_WAY_ROWS, TWB_WAY_BF16 } twb_way;
 
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product of packed 16-bit weights */
     TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
+    TWB_LANES_ROWS = 4,             /* most rows with few_by_lanes */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
     TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k, 272 copied */
@@ -935,6 +943,11 @@ typedef struct twb_gemm_job {
     size_t worker_floats;
 } twb_gemm_job;
 
+/* Does few_by_lanes apply? */
+static TWB_UNUSED bool twb_by_lanes(const twb_gemm_args *g) {
+    return g->few_by_lanes && g->m <= TWB_LANES_ROWS && g->trans_b && !g->trans_a && !g->b_packed && !g->bf16_products;
+}
+
 static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_gemm_job *job) {
     const double flops = 2.0 * (double)g->m * (double)g->n * (double)g->k * (double)(g->batch > 1 ? g->batch : 1);
     const double bytes = (double)g->n * (double)g->k * (double)twb_type_bytes(g->b_type);
@@ -948,6 +961,7 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
 
     job->pairs = g->bf16_products && TWB_X86_BF16 && cpu->isa == TWB_ISA_AVX512 && cpu->bf16;
     if (g->bf16_products) job->way = TWB_WAY_BF16;
+    else if (twb_by_lanes(g)) job->way = TWB_WAY_LANES;
     else if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
         else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
@@ -1770,6 +1784,17 @@ static float twb_ref_weight(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t k,
     return twb_ref_number(g, twb_number(g->b_type, g->b, at + item * g->stride_b));
 }
 
+/* A sum by lanes: number k goes into sum k mod 16, and those are added in halves. */
+static float twb_ref_lanes(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t i, ptrdiff_t j) {
+    float sum[16] = {0};
+    ptrdiff_t k;
+    int half, l;
+    for (k = 0; k < g->k; k++) sum[k % 16] = fmaf(g->a[item * g->stride_a + i * g->lda + k], twb_ref_weight(g, item, k, j), sum[k % 16]);
+    for (; k % 16; k++) sum[k % 16] += 0.0f;                 /* lanes without a number: -0 becomes 0 */
+    for (half = 8; half > 0; half /= 2) for (l = 0; l < half; l++) sum[l] += sum[l + half];
+    return sum[0];
+}
+
 TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
     ptrdiff_t item, i, j, k, k0;
     for (item = 0; item < (g->batch > 1 ? g->batch : 1); item++)
@@ -1784,6 +1809,7 @@ TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
                     float p = 0;
                     for (k = k0; k < k0 + TWB_KC && k < g->k; k++)
                         p = fmaf(twb_ref_number(g, g->trans_a ? a[k * g->lda + i] : a[i * g->lda + k]), twb_ref_weight(g, item, k, j), p);
+                    if (twb_by_lanes(g)) { p = twb_ref_lanes(g, item, i, j); k0 = g->k; }
                     c = prior ? fmaf(g->alpha, p, c) : g->alpha * p;
                     prior = true;
                     k0 += TWB_KC;
@@ -4165,6 +4191,72 @@ TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item,
     }
 }
 
+/* B [n,k] with few_by_lanes: R rows by J columns, both read along k, where they lie: sixteen k's at a time, each into a lane of its
+   own.  Nothing is transposed, and only R + J streams of memory are open.  `sums` is [R][16]. */
+TWB_VFN void TWB_NAME(twb_skinny_dots)(const int R, const int J, const twb_type type, ptrdiff_t k, const float *a, ptrdiff_t lda,
+                                       const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
+    twb_v sum[4], x[4], w;
+    ptrdiff_t l;
+    int r, j;
+    TWB_UNROLL
+    for (r = 0; r < R * J; r++) sum[r] = twb_set1(0.0f);
+    for (l = 0; l + 16 <= k; l += 16) {
+        TWB_UNROLL
+        for (r = 0; r < R; r++) x[r] = twb_load(a + r * lda + l);
+        TWB_UNROLL
+        for (j = 0; j < J; j++) {
+            w = TWB_NAME(twb_widen)(type, b, at + j * ld + l);
+            TWB_UNROLL
+            for (r = 0; r < R; r++) sum[r * J + j] = twb_fma(x[r], w, sum[r * J + j]);
+        }
+    }
+    if (l < k) {
+        TWB_UNROLL
+        for (r = 0; r < R; r++) x[r] = twb_get(a + r * lda + l, k - l);
+        TWB_UNROLL
+        for (j = 0; j < J; j++) {
+            w = TWB_NAME(twb_get_type)(b, type, at + j * ld + l, k - l);
+            TWB_UNROLL
+            for (r = 0; r < R; r++) sum[r * J + j] = twb_fma(x[r], w, sum[r * J + j]);
+        }
+    }
+    TWB_UNROLL
+    for (r = 0; r < R; r++) {
+        TWB_UNROLL
+        for (j = 0; j < J; j++) sums[r * 16 + j] = twb_hsum(sum[r * J + j]);
+    }
+}
+/* columns [j, j + columns) of up to 16, of one type; two rows or one at a time */
+TWB_VFN void TWB_NAME(twb_skinny_dots_of)(const twb_type type, const twb_gemm_args *g, const float *a, const void *b, ptrdiff_t j, ptrdiff_t columns, float *sums) {
+    ptrdiff_t i, l;
+    for (i = 0; i < g->m; ) {
+        const float *x = a + i * g->lda;
+        if (g->m - i >= 2) {
+            for (l = 0; l + 2 <= columns; l += 2) TWB_NAME(twb_skinny_dots)(2, 2, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
+            if (l < columns) TWB_NAME(twb_skinny_dots)(2, 1, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
+            i += 2;
+        } else {
+            for (l = 0; l + 4 <= columns; l += 4) TWB_NAME(twb_skinny_dots)(1, 4, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
+            for (; l < columns; l++) TWB_NAME(twb_skinny_dots)(1, 1, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
+            i++;
+        }
+    }
+}
+TWB_FN void TWB_NAME(twb_skinny_lanes)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {
+    const float *a = g->a + item * g->stride_a;
+    const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
+    float sums[TWB_LANES_ROWS * 16];
+    ptrdiff_t j;
+    memset(sums, 0, sizeof sums);
+    for (j = j0; j < j1; j += 16) {
+        const ptrdiff_t columns = twb_min_size(16, j1 - j);
+        if (g->b_type == TWB_F32)      TWB_NAME(twb_skinny_dots_of)(TWB_F32, g, a, b, j, columns, sums);
+        else if (g->b_type == TWB_F16) TWB_NAME(twb_skinny_dots_of)(TWB_F16, g, a, b, j, columns, sums);
+        else                           TWB_NAME(twb_skinny_dots_of)(TWB_BF16, g, a, b, j, columns, sums);
+        TWB_NAME(twb_skinny_store)(g, item, sums, 16, 0, g->m, j, columns, true, true);
+    }
+}
+
 /* B [k,n]: four rows of B into the sums of a stretch of columns.  R rows of A, known to the compiler, so that
    their 4 R numbers stay in registers along the stretch; `sums` [R][width]. */
 TWB_VFN void TWB_NAME(twb_skinny_stream)(const int R, twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t whole,
@@ -4425,6 +4517,7 @@ TWB_FN void TWB_NAME(twb_gemm_task)(const twb_gemm_job *job, ptrdiff_t item, ptr
     case TWB_WAY_TILES: TWB_NAME(twb_gemm_tiles)(job, item, i0, i1, j0, j1, scratch); break;
     case TWB_WAY_PACKED: TWB_NAME(twb_skinny_packed)(job->args, item, j0, j1); break;
     case TWB_WAY_COLUMNS: TWB_NAME(twb_skinny_columns)(job->args, item, j0, j1, scratch); break;
+    case TWB_WAY_LANES: TWB_NAME(twb_skinny_lanes)(job->args, item, j0, j1); break;
     case TWB_WAY_ROWS: TWB_NAME(twb_skinny_rows)(job->args, item, j0, j1, scratch); break;
     case TWB_WAY_BF16: TWB_NAME(twb_bf16_tiles)(job, item, i0, i1, j0, j1, scratch); break;
     }

@@ -52,6 +52,7 @@ typedef struct product {
     twb_activation activation;
     int misalign;                               /* floats by which the pointers are off */
     bool rounded;                               /* bf16_products */
+    bool lanes;                                 /* few_by_lanes */
 } product;
 
 /* a number as the product sees it */
@@ -76,10 +77,11 @@ static void check_product(const product *p) {
     char name[200];
     memset(&g, 0, sizeof g);
     memset(&e, 0, sizeof e);
-    snprintf(name, sizeof name, "%s%s m %d n %d k %d pad %d alpha %g beta %g type %d packed %d batch %d epilogue %d act %d off %d%s",
+    snprintf(name, sizeof name, "%s%s m %d n %d k %d pad %d alpha %g beta %g type %d packed %d batch %d epilogue %d act %d off %d%s%s",
              p->trans_a ? "T" : "N", p->trans_b ? "T" : "N", p->m, p->n, p->k, p->pad, (double)p->alpha, (double)p->beta, (int)p->type,
-             p->packed, p->batch, p->epilogue, (int)p->activation, p->misalign, p->rounded ? " rounded" : "");
+             p->packed, p->batch, p->epilogue, (int)p->activation, p->misalign, p->rounded ? " rounded" : "", p->lanes ? " by lanes" : "");
     g.bf16_products = p->rounded;
+    g.few_by_lanes = p->lanes;
     g.trans_a = p->trans_a; g.trans_b = p->trans_b;
     g.m = p->m; g.n = p->n; g.k = p->k; g.alpha = p->alpha; g.beta = p->beta;
     g.a = a + off; g.lda = lda;
@@ -188,6 +190,13 @@ static void check_products(void) {
                 p.trans_a = layout & 1; p.trans_b = layout >> 1;
                 p.alpha = 1; p.type = types[t];
                 check_product(&p);                                              /* the plain case */
+                p.lanes = true;
+                p.epilogue = (int)(s + (size_t)t + 3) & 7;
+                if (p.m <= 5) check_product(&p);                                /* in another order, where few rows may be */
+                p.pad = 2; p.misalign = 1; p.alpha = 1.5f; p.beta = -1;
+                if (p.m <= 5) check_product(&p);
+                p.lanes = false;
+                p.epilogue = 0;
                 p.pad = 5; p.misalign = 1 + (int)(s % 3); p.alpha = -0.75f; p.beta = 0.5f;
                 check_product(&p);
                 p.packed = true; p.pad = 0; p.misalign = 0; p.alpha = 1; p.beta = 1;
@@ -212,6 +221,7 @@ static void check_products(void) {
         memset(&p, 0, sizeof p);
         p.m = t & 1 ? 20 : 1; p.n = 33; p.k = 24; p.alpha = 0.125f; p.trans_a = (t & 2) != 0; p.trans_b = (t & 4) != 0;
         p.batch = 7; p.share = (t & 8) != 0; p.pad = 1; p.packed = t == 5 || t == 12; p.epilogue = t & 7;
+        p.lanes = t % 3 != 0;
         check_product(&p);
         p.rounded = true;
         check_product(&p);

@@ -1803,7 +1803,7 @@ class Bench:
     def run_gemm(self, subject, shapes, threads, names, dtypes, target):
         workers = self.start(names, threads, dtypes)
         if subject == "gemm" and self.args.twinkle:
-            workers.append(Twinkle(self.args.twinkle, threads, "twinkle-unpacked", None, ["--unpacked"]))
+            workers.append(Twinkle(self.args.twinkle, threads, "twinkle-unpacked", None, ["--unpacked", "--by-lanes"]))
         for m, n, k, trans in shapes:
             case = {"kind": "gemm", "m": m, "n": n, "k": k, "trans_b": trans, "target": target,
                     "twinkle": ["bench", "gemm", "--m", m, "--n", n, "--k", k] + (["--trans-b"] if trans else [])}

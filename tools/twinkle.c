@@ -1843,6 +1843,7 @@ static const option bench_options[] = {
     { "--k", "N", WHOLE, 1, 1e7, "gemm: columns of A, rows of B (default: 768)" },
     { "--trans-b", NULL, FLAG, 0, 0, "gemm: B is a linear layer's weight, stored [N,K], and packed before the clock starts, as models that predict do once" },
     { "--unpacked", NULL, FLAG, 0, 0, "gemm: with --trans-b, B is used as it lies" },
+    { "--by-lanes", NULL, FLAG, 0, 0, "gemm: with --unpacked, up to four rows are added up in another order" },
     { "--packed", NULL, FLAG, 0, 0, "gemm: without --trans-b, B is packed before the clock starts" },
     { "--batch", "N", WHOLE, 1, 1e5, "sequences at a time (default: 1)" },
     { "--heads", "N", WHOLE, 1, 1e5, "attention: heads (default: 12)" },
@@ -1998,6 +1999,7 @@ static void bench_gemm(arguments *a, tw_dtype dtype) {
     b.args.a = left; b.args.lda = (ptrdiff_t)k;
     b.args.b = narrow; b.args.ldb = (ptrdiff_t)(trans ? k : n); b.args.b_type = type;
     b.args.c = result; b.args.ldc = (ptrdiff_t)n;
+    b.args.few_by_lanes = option_given(a, "--by-lanes");
     if (quantized) {
         packed = allocate(tw, twb_quant_packed_size(type, b.args.n, b.args.k), 1);
         if (packed && !tw_failed(tw)) twb_quantize_packed(&b.cpu, type, b.args.n, b.args.k, TWB_F32, trans, right, b.args.ldb, packed);
