@@ -195,9 +195,9 @@ TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols
 
    A FEW ROWS TIMES WEIGHTS AS THEY LIE (few_by_lanes).  The order above asks for sixteen columns side by side, which a B
    [n,k] that is not packed has far apart: for one row that costs up to three quarters of the speed.  Weights that are used
-   more than once are better packed.  For those that are not, this lets up to four rows go another way: number k of a sum
+   more than once are better packed.  For those that are not, this lets one or two rows go another way: number k of a sum
    goes into lane k mod 16, and the sixteen lanes are added up in halves (0 + 8, 1 + 9, ...; 0 + 4, ...).  Kernel sets and
-   threads still give the same bits, but a row among more than four others, or with B packed, gives others. */
+   threads still give the same bits, but the same row among more, or with B packed, gives others. */
 
 typedef struct twb_epilogue {      /* applied as the product is stored: y = act(alpha A B + beta C + bias) + residual */
     const float *bias;             /* [n], added to each row; NULL: none */
@@ -215,7 +215,7 @@ typedef struct twb_gemm_args {
     const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums */
     bool b_packed;                 /* b points to what twb_pack_weights() wrote (then trans_b and ldb are ignored) */
     bool bf16_products;            /* A and B are rounded to bf16 before they are multiplied; f32 sums */
-    bool few_by_lanes;             /* up to four rows times a B [n,k] that is not packed: added up in another order, see above */
+    bool few_by_lanes;             /* one or two rows times a B [n,k] that is not packed: added up in another order, see above */
     float *c; ptrdiff_t ldc;       /* must not overlap A or B */
     const twb_epilogue *epilogue;  /* or NULL; the same for every product of a batch, its pre_activation and residual advance with stride_c */
     ptrdiff_t batch, stride_a, stride_b, stride_c;   /* batch > 1: that many products, strides in elements (0 shares an operand); batch 0 counts as 1 */
@@ -920,7 +920,7 @@ typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_L
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product of packed 16-bit weights */
     TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
-    TWB_LANES_ROWS = 4,             /* most rows with few_by_lanes */
+    TWB_LANES_ROWS = 2,             /* most rows with few_by_lanes: from three on, transposing is as fast */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
     TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k, 272 copied */
@@ -4195,7 +4195,7 @@ TWB_FN void TWB_NAME(twb_skinny_columns)(const twb_gemm_args *g, ptrdiff_t item,
    own.  Nothing is transposed, and only R + J streams of memory are open.  `sums` is [R][16]. */
 TWB_VFN void TWB_NAME(twb_skinny_dots)(const int R, const int J, const twb_type type, ptrdiff_t k, const float *a, ptrdiff_t lda,
                                        const void *b, ptrdiff_t at, ptrdiff_t ld, float *sums) {
-    twb_v sum[4], x[4], w;
+    twb_v sum[4], x[2], w;
     ptrdiff_t l;
     int r, j;
     TWB_UNROLL
@@ -4226,20 +4226,15 @@ TWB_VFN void TWB_NAME(twb_skinny_dots)(const int R, const int J, const twb_type 
         for (j = 0; j < J; j++) sums[r * 16 + j] = twb_hsum(sum[r * J + j]);
     }
 }
-/* columns [j, j + columns) of up to 16, of one type; two rows or one at a time */
+/* columns [j, j + columns) of up to 16, of one type: four sums at a time */
 TWB_VFN void TWB_NAME(twb_skinny_dots_of)(const twb_type type, const twb_gemm_args *g, const float *a, const void *b, ptrdiff_t j, ptrdiff_t columns, float *sums) {
-    ptrdiff_t i, l;
-    for (i = 0; i < g->m; ) {
-        const float *x = a + i * g->lda;
-        if (g->m - i >= 2) {
-            for (l = 0; l + 2 <= columns; l += 2) TWB_NAME(twb_skinny_dots)(2, 2, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
-            if (l < columns) TWB_NAME(twb_skinny_dots)(2, 1, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
-            i += 2;
-        } else {
-            for (l = 0; l + 4 <= columns; l += 4) TWB_NAME(twb_skinny_dots)(1, 4, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
-            for (; l < columns; l++) TWB_NAME(twb_skinny_dots)(1, 1, type, g->k, x, g->lda, b, (j + l) * g->ldb, g->ldb, sums + i * 16 + l);
-            i++;
-        }
+    ptrdiff_t l = 0;
+    if (g->m == 2) {
+        for (; l + 2 <= columns; l += 2) TWB_NAME(twb_skinny_dots)(2, 2, type, g->k, a, g->lda, b, (j + l) * g->ldb, g->ldb, sums + l);
+        if (l < columns) TWB_NAME(twb_skinny_dots)(2, 1, type, g->k, a, g->lda, b, (j + l) * g->ldb, g->ldb, sums + l);
+    } else if (g->m == 1) {
+        for (; l + 4 <= columns; l += 4) TWB_NAME(twb_skinny_dots)(1, 4, type, g->k, a, g->lda, b, (j + l) * g->ldb, g->ldb, sums + l);
+        for (; l < columns; l++) TWB_NAME(twb_skinny_dots)(1, 1, type, g->k, a, g->lda, b, (j + l) * g->ldb, g->ldb, sums + l);
     }
 }
 TWB_FN void TWB_NAME(twb_skinny_lanes)(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t j0, ptrdiff_t j1) {

@@ -1843,7 +1843,7 @@ static const option bench_options[] = {
     { "--k", "N", WHOLE, 1, 1e7, "gemm: columns of A, rows of B (default: 768)" },
     { "--trans-b", NULL, FLAG, 0, 0, "gemm: B is a linear layer's weight, stored [N,K], and packed before the clock starts, as models that predict do once" },
     { "--unpacked", NULL, FLAG, 0, 0, "gemm: with --trans-b, B is used as it lies" },
-    { "--by-lanes", NULL, FLAG, 0, 0, "gemm: with --unpacked, up to four rows are added up in another order" },
+    { "--by-lanes", NULL, FLAG, 0, 0, "gemm: with --unpacked, one or two rows are added up in another order" },
     { "--packed", NULL, FLAG, 0, 0, "gemm: without --trans-b, B is packed before the clock starts" },
     { "--batch", "N", WHOLE, 1, 1e5, "sequences at a time (default: 1)" },
     { "--heads", "N", WHOLE, 1, 1e5, "attention: heads (default: 12)" },
