@@ -4192,7 +4192,7 @@ static void twi_copy_piece(void *arg, int index) {
     int64_t shape[TW_MAX_DIMS], i;
     twi_walk w;
     memcpy(shape, job->shape, sizeof shape);
-    if (job->pieces > 1) shape[job->axis] = job->shape[job->axis] * (index + 1) / job->pieces - first;
+    shape[job->axis] = job->shape[job->axis] * (index + 1) / job->pieces - first;
     if (n == 0) return;
     for (twi_walk_start(&w, last > 0 ? last : 0, shape, job->to_stride, job->from_stride, NULL); w.more; twi_walk_next(&w)) {
         char *t = job->to + (first * job->to_stride[job->axis] + w.at[0]) * size;

@@ -139,7 +139,7 @@ static void check_product(const product *p) {
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
         cpu.isa = (twb_isa)isa;
-        for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
+        for (threads = 1; threads <= 3; threads = check_next_threads(threads)) {
             void *scratch;
             cpu.threads = threads;
             scratch = check_malloc(twb_gemm_scratch(&cpu, &g));
@@ -256,7 +256,7 @@ static void check_bf16_numbers(ptrdiff_t m, ptrdiff_t n, ptrdiff_t k, int layout
             if (!twb_isa_available((twb_isa)isa) || (by && (isa != TWB_ISA_AVX512 || !twb_cpu_default().bf16))) continue;
             cpu.isa = (twb_isa)isa;
             cpu.bf16 = by;
-            for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
+            for (threads = 1; threads <= 3; threads = check_next_threads(threads)) {
                 void *scratch;
                 cpu.threads = threads;
                 scratch = check_malloc(twb_gemm_scratch(&cpu, &g));
@@ -317,7 +317,7 @@ static void check_rows_and_threads(bool rounded) {
             g.bf16_products = rounded;
             for (isa = TWB_ISA_COUNT - 1; isa > 0 || isa == (int)cpu.isa; isa--) {      /* plain C where there is nothing else */
                 if (!twb_isa_available((twb_isa)isa)) continue;
-                for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
+                for (threads = 1; threads <= 3; threads = check_next_threads(threads)) {
                     float *to = cpu.isa == (twb_isa)isa && threads == 1 ? c : d;
                     void *scratch;
                     twb_cpu use = cpu;
@@ -391,7 +391,7 @@ static void check_cross_entropy(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t vocab
     twb_ref_linear_cross_entropy(&args, row);
     for (isa = TWB_ISA_COUNT - 1; isa >= 0; isa--) {
         if (!twb_isa_available((twb_isa)isa) || (rounded && cpu.bf16 && cpu.isa != (twb_isa)isa)) continue;
-        for (threads = 1; threads <= 3; threads += check_every > 1 ? 2 : 1) {
+        for (threads = 1; threads <= 3; threads = check_next_threads(threads)) {
             void *scratch;
             which = cpu.isa == (twb_isa)isa && threads == 1 ? 1 : 2;
             memcpy(d_hidden[which], hidden, h_size * sizeof(float));

@@ -61,7 +61,7 @@ static void check_formats(int t, int n, int k, int kind) {
     CHECK(memcmp(blocks, again, row_bytes * (size_t)n) == 0, "%s %dx%d: packing and back changes bytes", type_names[t], n, k);
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
-        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads += check_every > 1 ? 2 : 1) {
+        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads = check_next_threads(cpu.threads)) {
             cpu.isa = (twb_isa)isa;
             CHECK(twb_quantize_packed(&cpu, type, n, k, TWB_F32, true, w, k, direct), "%s: refused", type_names[t]);
             CHECK(memcmp(direct, packed, packed_size) == 0, "%s %dx%d %s: panels from [n,k] differ", type_names[t], n, k, twb_isa_name(cpu.isa));
@@ -149,7 +149,7 @@ static void check_product(int t, int m, int n, int k, int kind_a, int kind_w, fl
     CHECK(worst <= 1.0 / 128 + 1e-5, "%s: the definition is off by %g", name, worst);
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
-        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads += check_every > 1 ? 2 : 1) {
+        for (cpu.threads = 1; cpu.threads <= 3; cpu.threads = check_next_threads(cpu.threads)) {
             unsigned char *scratch;
             int vnni;
             cpu.isa = (twb_isa)isa;

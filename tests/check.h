@@ -21,6 +21,8 @@ static int check_passed, check_failed;
 static int check_every = 1, check_turn;
 static inline void check_begin(int argc, char **argv) { if (argc > 1 && atoi(argv[1]) > 0) check_every = atoi(argv[1]); }
 static inline int check_skip(void) { return check_turn++ % check_every != 0; }
+/* the number of threads to try after this one: each, or with an argument every other */
+static inline int check_next_threads(int threads) { return threads + (check_every > 1 ? 2 : 1); }
 
 /* To end main with: `return check_done();`. */
 static int check_done(void) {
