@@ -14916,7 +14916,7 @@ static void twi_stage_bytes(tw_decoder *d, size_t index, const char *s, size_t n
 static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, bool begins, bool ends) {
     tw_tokenizer *t = d->tokenizer;
     twi_stage *stage = &d->stages[index];
-    const twi_step *step = t->decoders + (index < t->decoder_count ? index : 0);
+    const twi_step *step;
     twi_text made = twi_text_new(&t->region), spare = twi_text_new(&t->region);
     size_t at, size, begin, end;
     int64_t cut;
@@ -14927,6 +14927,7 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         twi_text_bytes(&d->out, s, n);
         return;
     }
+    step = &t->decoders[index];
     switch (step->kind) {
     case TWI_D_BYTE_LEVEL: twi_stage_bytes(d, index, s, n); break;
     case TWI_D_FUSE:
