@@ -2432,18 +2432,20 @@ static const struct twi_mapping *twi_mapping_of(const twi_region *region, const 
     return NULL;
 }
 /* These bytes of a mapped file were copied and are not read again soon: the system may have the pages back (it reads them
-   from the file again if need be, so nobody may have written there). */
-static void twi_forget_pages(const twi_region *region, const void *data, size_t bytes) {
+   from the file again if need be, so nobody may have written there).  Pages that they share with their neighbours go too
+   where nobody has written to those either. */
+static void twi_forget_pages(const twi_region *region, const void *data, size_t bytes, bool unwritten) {
 #if TWI_MMAP && defined(TWI_DONTNEED)
     const struct twi_mapping *mapping = twi_mapping_of(region, data, bytes);
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), offset, begin, end;
     if (!mapping) return;
     offset = (uintptr_t)data - (uintptr_t)mapping->start;
-    begin = (offset + page - 1) / page * page;                /* whole pages only: the others have neighbours */
-    end = (offset + bytes) / page * page;
+    begin = (unwritten ? offset : offset + page - 1) / page * page;
+    end = (unwritten ? offset + bytes + page - 1 : offset + bytes) / page * page;
+    if (end > mapping->bytes) end = mapping->bytes;
     if (begin < end) madvise((char *)mapping->start + begin, end - begin, TWI_DONTNEED);
 #else
-    (void)region; (void)data; (void)bytes;
+    (void)region; (void)data; (void)bytes; (void)unwritten;
 #endif
 }
 
@@ -4117,7 +4119,7 @@ static void twi_make_panels(tw_tensor *t) {
         const ptrdiff_t count = n - j < some ? n - j : some;
         twb_pack_columns(&tw->cpu, (twb_type)t->dtype, !t->in_out, n, k, j, count, (twb_type)t->dtype, (const char *)t->data + (size_t)j * row,
                          (ptrdiff_t)t->shape[1], t->panels);
-        if (t->borrowed) twi_forget_pages(&tw->region, (const char *)t->data + (size_t)j * row, (size_t)count * row);
+        if (t->borrowed) twi_forget_pages(&tw->region, (const char *)t->data + (size_t)j * row, (size_t)count * row, false);
     }
     if (!t->panels || t->borrowed) return;
     twi_free(t->region, t->data);
@@ -17398,13 +17400,13 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
             piece.data = (char *)t->data + (size_t)(row * (ptrdiff_t)t->shape[1]) * tw_dtype_size(t->dtype);
             piece.shape[0] = count;
             ok = (!check || twi_all_finite(tw, &piece)) && twi_convert_rows(tw, t, row, count, &fresh);
-            if (t->borrowed) twi_forget_pages(&tw->region, piece.data, bytes);
+            if (t->borrowed) twi_forget_pages(&tw->region, piece.data, bytes, false);
         }
     else if (ok) {
         ok = !check || tw_count(t) == 0 || twi_all_finite(tw, t);
         if (twi_is_quantized(t->dtype)) tw_read(t, (float *)fresh.data, tw_count(t));
         else if (ok) twb_convert(&tw->cpu, (ptrdiff_t)tw_count(t), t->data, (twb_type)t->dtype, fresh.data, (twb_type)dtype);
-        if (t->borrowed) twi_forget_pages(&tw->region, t->data, (size_t)tw_bytes_of(t));
+        if (t->borrowed) twi_forget_pages(&tw->region, t->data, (size_t)tw_bytes_of(t), false);
     }
     if (!ok) {
         if (fresh.data) twi_free(&m->region, fresh.data);
@@ -17455,21 +17457,23 @@ static bool twi_take_blocks(tw_model *m, tw_tensor *t, const tw_weight *w, tw_dt
     t->dtype = dtype;
     if (!twi_allocate_parameter(&m->region, t)) return false;
     twb_quant_pack(&tw->cpu, twi_twb_type(dtype), twi_outputs(t), twi_inputs(t), w->data, t->data);
-    twi_forget_pages(&tw->region, w->data, w->bytes);
+    twi_forget_pages(&tw->region, w->data, w->bytes, true);
     if (!twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
     return true;
 }
 
 /* A parameter gets its numbers: f32 that lies aligned in writable memory is used where it is, 16-bit matrices stay 16-bit,
    everything else becomes f32 of the parameter's own; then the file's pages are let go, so that the numbers are in memory once.
-   At last it becomes what `how` wants it to be. */
+   A bias or a norm in a mapped file is copied too: each would keep a page of the file in memory, which may be one of 2 MiB,
+   when the matrices beside it have become something else.  At last the parameter becomes what `how` wants it to be. */
 static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const tw_load_desc *how) {
     tw_context *tw = m->region.tw;
     tw_dtype quantized = twi_quantized_as(m->weights, w);
     size_t count = (size_t)tw_count(t);
     bool to_f32 = how->to_f32 && how->dtype == TW_F32;
     bool stays_16 = (w->dtype == TW_F16 || w->dtype == TW_BF16) && t->rank >= 2 && !to_f32;
-    bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !twi_is_taken(m, w);
+    bool in_file = twi_mapping_of(&tw->region, w->data, w->bytes) != NULL;
+    bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !(in_file && t->rank < 2) && !twi_is_taken(m, w);
     if (twi_is_quantized(quantized))
         return twi_take_blocks(m, t, w, quantized) && (!twi_is_to_become(t, how) || twi_convert_parameter(m, t, how->dtype, false));
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
@@ -17483,12 +17487,12 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
         data.from = w->data;
         t->data = data.to;
         t->borrowed = true;
-        t->as_in_file = twi_mapping_of(&tw->region, w->data, w->bytes) != NULL;
+        t->as_in_file = in_file;
     } else {
         if (!twi_allocate_parameter(&m->region, t)) return false;
         if (stays_16) memcpy(t->data, w->data, w->bytes);
         else if (!twi_convert_values(w->data, w->dtype, (int64_t)count, (float *)t->data)) return false;
-        twi_forget_pages(&tw->region, w->data, w->bytes);
+        twi_forget_pages(&tw->region, w->data, w->bytes, how->dtype != TW_F32);
     }
     if (twi_is_to_become(t, how)) return twi_convert_parameter(m, t, how->dtype, true);
     if (count && !twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
@@ -17553,7 +17557,7 @@ static bool twi_take_transposed(tw_model *m, tw_tensor *t, const tw_weight *w, c
     turned.shape[1] = w->shape[0];
     strides[1] = w->shape[1];
     twi_gather(&turned, strides, room);
-    twi_forget_pages(&m->region.tw->region, w->data, w->bytes);
+    twi_forget_pages(&m->region.tw->region, w->data, w->bytes, false);
     turned.data = room;
     turned.writable = false;
     ok = twi_take_weight(m, t, &turned, how);
