@@ -1446,6 +1446,7 @@ struct tw_context {
     char         error[1024];
     tw_memory    memory;
     uint64_t     seed, draws;          /* the next random stream is number `draws` of `seed` */
+    uint64_t     steps;                /* the step that runs is number `steps`, from 1 on */
     struct twi_node *tape;             /* chapter gradients: the newest operation of this step */
     struct tw_model *models;           /* chapter models: all that live in this context */
     struct tw_dataset  *data;             /* chapter data: the same */
@@ -1899,6 +1900,7 @@ TWDEF tw_context *tw_create(const tw_desc *desc) {
     tw->desc = d;
     tw->region.tw = tw;
     tw->seed = d.seed ? d.seed : 42;
+    tw->steps = 1;
     tw->cpu = twb_cpu_default();
     if (d.threads) tw->cpu.threads = d.threads > 0 ? d.threads : 1;
     tw->cpu.parallel_for = d.parallel_for;
@@ -3943,6 +3945,7 @@ struct tw_tensor {
     bool        grad_stale;            /* the gradient's room is there, what stands in it counts as zero */
     bool        recycle;               /* nobody looks at the numbers after the backward pass has used them */
     bool        as_in_file;            /* borrowed from a mapped file, and nobody was given the numbers to write */
+    uint64_t    view_step;             /* a parameter: the step in which a view of it was made; 0: none */
     bool        pack_wanted;           /* the next product that only predicts makes its panels */
     void       *panels;                /* the matrix packed for the products; its plain form may be gone then: see twi_plain */
     struct twi_node *maker;            /* the operation on the tape whose output it is */
@@ -4112,6 +4115,7 @@ static void twi_make_panels(tw_tensor *t) {
     const ptrdiff_t n = twi_outputs(t), k = twi_inputs(t), some = twi_piece_rows(t);
     const size_t row = (size_t)k * tw_dtype_size(t->dtype);
     ptrdiff_t j;
+    if (t->view_step == tw->steps && !t->borrowed) return;      /* somebody looks at the plain numbers until the step ends */
     t->pack_wanted = false;
     if (!twi_can_pack(t)) return;
     t->panels = twi_alloc_weights(t->region, twb_packed_size(&tw->cpu, (twb_type)t->dtype, n, k), true);
@@ -4341,6 +4345,7 @@ static tw_tensor *twi_make_view(tw_tensor *t, int rank, const int64_t *shape, co
     if (!v || (t->panels && !twi_plain(t))) return NULL;
     if (rank) memcpy(v->stride, stride, (size_t)rank * sizeof *stride);
     v->base = twi_base(t);
+    v->base->view_step = t->tw->steps;
     v->offset = t->offset + offset;
     v->data = t->tw->planning ? t->data : (char *)t->data + offset * (int64_t)tw_dtype_size(t->dtype);
     v->requires_grad = t->requires_grad;
@@ -4748,6 +4753,7 @@ TWDEF void tw_end_step(tw_context *tw) {
     memset(&floor, 0, sizeof floor);
     twi_rewind(tw, &floor);
     tw->tape = NULL;
+    tw->steps++;
 }
 
 /* -- a stream of blocks -------------------------------------------------------------------------------
@@ -5434,6 +5440,7 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     twb_epilogue e;
     tw_tensor *y, *inputs[4];
     int64_t shape[TW_MAX_DIMS], in, out;
+    bool as_stored;
     memset(&g, 0, sizeof g);
     memset(&e, 0, sizeof e);
     memset(&saved, 0, sizeof saved);
@@ -5467,9 +5474,11 @@ TWDEF tw_tensor *tw_linear_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bias, 
     g.m = (ptrdiff_t)twi_rows(x); g.n = (ptrdiff_t)out; g.k = (ptrdiff_t)in;
     g.alpha = 1;
     g.a = twi_f32(x);
-    if (weight->pack_wanted && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
-    g.b = weight->panels ? weight->panels : weight->data;
-    g.b_packed = weight->panels || twi_is_quantized(weight->dtype);
+    as_stored = weight->in_out == weight_is_in_out;             /* panels are of the matrix as it is meant, not of its transpose */
+    if (weight->pack_wanted && as_stored && twi_computes(x->tw) && !twi_wants_grad(x->tw, inputs, 4)) twi_make_panels(weight);
+    if (weight->panels && !as_stored && !twi_plain(weight)) return NULL;
+    g.b_packed = (weight->panels && as_stored) || twi_is_quantized(weight->dtype);
+    g.b = weight->panels && as_stored ? weight->panels : weight->data;
     g.b_type = twi_twb_type(weight->dtype); g.trans_b = !weight_is_in_out; g.ldb = (ptrdiff_t)(weight_is_in_out ? out : in);
     g.bf16_products = saved.bf16 = x->tw->bf16;
     g.c = twi_f32(y); g.ldc = g.n;
@@ -7042,9 +7051,14 @@ static bool twi_cache_allocate(tw_cache *c, void ***keys, void ***values, size_t
     for (i = 0; *keys && *values && i < c->layers; i++) {
         (*keys)[i] = twi_alloc_raw(&c->region, count, tw_dtype_size(c->dtype));
         (*values)[i] = twi_alloc_raw(&c->region, count, tw_dtype_size(c->dtype));
-        if (!(*keys)[i] || !(*values)[i]) return false;
+        if (!(*keys)[i] || !(*values)[i]) break;
     }
-    return *keys && *values;
+    if (*keys && *values && i == c->layers) return true;
+    for (i = 0; *keys && *values && i < c->layers; i++) { twi_free(&c->region, (*keys)[i]); twi_free(&c->region, (*values)[i]); }
+    twi_free(&c->region, *keys);
+    twi_free(&c->region, *values);
+    *keys = *values = NULL;
+    return false;
 }
 
 TWDEF tw_cache *tw_cache_create(tw_context *tw, tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
@@ -7076,7 +7090,9 @@ TWDEF bool tw_cache_add_encoder(tw_cache *cache, int64_t rows, int64_t tokens) {
     }
     cache->encoder_rows = rows;
     cache->encoder_tokens = tokens;
-    return twi_cache_allocate(cache, &cache->encoder_keys, &cache->encoder_values, twi_cache_encoder_count(cache));
+    if (twi_cache_allocate(cache, &cache->encoder_keys, &cache->encoder_values, twi_cache_encoder_count(cache))) return true;
+    cache->encoder_rows = cache->encoder_tokens = 0;            /* no pass may think that it is there */
+    return false;
 }
 TWDEF void tw_cache_free(tw_cache *cache) {
     tw_context *tw;
@@ -17333,22 +17349,36 @@ static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *fil
 
 /* -- taking numbers over --------------------------------------------------------------------------------- */
 
-/* Is a number NaN or infinite?  Such a file is broken, and everything computed from it would be. */
-static bool twi_all_finite(tw_context *tw, const tw_tensor *t) {
+/* Is no number NaN or infinite, and would none be in the type `as`?  A file with such numbers is broken, and everything computed
+   from it would be.  What rounds to more than the largest number of a type is infinite in it: 65520 in F16. */
+static bool twi_all_finite(tw_context *tw, const tw_tensor *t, tw_dtype as) {
     size_t i, n = (size_t)tw_count(t);
     if (twi_is_quantized(t->dtype)) return twb_quant_finite(twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data);
     if (t->dtype == TW_F32) {
-        float largest = twb_max_abs(&tw->cpu, (ptrdiff_t)n, (const float *)t->data);
-        return largest <= 3.402823466e38f;                  /* false for NaN too */
+        const float largest = twb_max_abs(&tw->cpu, (ptrdiff_t)n, (const float *)t->data);
+        return as == TW_F16 ? largest < 65520.0f : as == TW_BF16 ? largest < twb_bits_float(0x7F7F8000u) : largest <= 3.402823466e38f;      /* false for NaN too */
     }
-    for (i = 0; i < n; i++) {                               /* all exponent bits set */
-        uint16_t bits = ((const uint16_t *)t->data)[i], exponent = t->dtype == TW_F16 ? 0x7C00u : 0x7F80u;
-        if ((bits & exponent) == exponent) return false;
+    for (i = 0; i < n; i++) {                               /* the type's largest number, or of BF16 the largest below 65520 */
+        const uint16_t largest = t->dtype == TW_F16 ? 0x7BFFu : as == TW_F16 ? 0x477Fu : 0x7F7Fu;
+        if ((((const uint16_t *)t->data)[i] & 0x7FFFu) > largest) return false;
     }
     return true;
 }
 
 static bool twi_is_float(tw_dtype d) { return d == TW_F32 || d == TW_F16 || d == TW_BF16 || d == TW_F64; }
+
+/* The same of a file's floats, all of which become f32. */
+static bool twi_weight_is_finite(tw_context *tw, const tw_weight *w) {
+    const size_t size = tw_dtype_size(w->dtype), count = w->bytes / size;
+    size_t done, n;
+    float some[256];
+    for (done = 0; done < count; done += n) {
+        n = count - done < 256 ? count - done : 256;
+        if (!twi_convert_values((const char *)w->data + done * size, w->dtype, (int64_t)n, some) ||
+            !(twb_max_abs(&tw->cpu, (ptrdiff_t)n, some) <= 3.402823466e38f)) return false;
+    }
+    return true;
+}
 
 /* Is a parameter of the model already where these bytes are?  Two that are read from one tensor, or share a storage in a
    PyTorch file, are two here: training one must not change the other. */
@@ -17376,15 +17406,20 @@ static bool twi_convert_rows(tw_context *tw, const tw_tensor *t, ptrdiff_t first
 
 /* New numbers for a parameter of another type: among f32, 16 bits and blocks.  Between blocks and 16 bits it goes through
    f32.  A matrix is taken piece by piece, and becomes panels if it can: neither it nor the pages of its file are in memory twice.
-   With `check` a NaN or an infinite number is an error; blocks cannot hold these anyway. */
+   A number that is infinite in the new type is an error, as is a NaN; with f32, only where `check` is set. */
 static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, bool check) {
     tw_context *tw = m->region.tw;
     tw_tensor fresh = *t, piece = *t;
     ptrdiff_t row, rows, some = twi_piece_rows(t);
     bool ok;
     if (tw->planning) { t->dtype = dtype; return true; }
+    if (t->view_step == tw->steps && !t->borrowed) {
+        twi_fail(tw, TW_E_UNSUPPORTED, "%s: a tensor of this step shows its numbers; it becomes %s after tw_end_step", t->name, tw_dtype_name(dtype));
+        return false;
+    }
     if (t->panels && !twi_plain(t)) return false;
     if (twi_is_quantized(t->dtype) && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
+    if (!twi_is_quantized(t->dtype)) check = check || dtype != TW_F32;
     rows = t->rank == 2 ? (ptrdiff_t)t->shape[0] : 1;
     if (some > rows) some = rows;
     fresh.dtype = dtype;
@@ -17399,11 +17434,11 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
             const size_t bytes = (size_t)(count * (ptrdiff_t)t->shape[1]) * tw_dtype_size(t->dtype);
             piece.data = (char *)t->data + (size_t)(row * (ptrdiff_t)t->shape[1]) * tw_dtype_size(t->dtype);
             piece.shape[0] = count;
-            ok = (!check || twi_all_finite(tw, &piece)) && twi_convert_rows(tw, t, row, count, &fresh);
+            ok = (!check || twi_all_finite(tw, &piece, dtype)) && twi_convert_rows(tw, t, row, count, &fresh);
             if (t->borrowed) twi_forget_pages(&tw->region, piece.data, bytes, false);
         }
     else if (ok) {
-        ok = !check || tw_count(t) == 0 || twi_all_finite(tw, t);
+        ok = !check || tw_count(t) == 0 || twi_all_finite(tw, t, dtype);
         if (twi_is_quantized(t->dtype)) tw_read(t, (float *)fresh.data, tw_count(t));
         else if (ok) twb_convert(&tw->cpu, (ptrdiff_t)tw_count(t), t->data, (twb_type)t->dtype, fresh.data, (twb_type)dtype);
         if (t->borrowed) twi_forget_pages(&tw->region, t->data, (size_t)tw_bytes_of(t), false);
@@ -17458,7 +17493,7 @@ static bool twi_take_blocks(tw_model *m, tw_tensor *t, const tw_weight *w, tw_dt
     if (!twi_allocate_parameter(&m->region, t)) return false;
     twb_quant_pack(&tw->cpu, twi_twb_type(dtype), twi_outputs(t), twi_inputs(t), w->data, t->data);
     twi_forget_pages(&tw->region, w->data, w->bytes, true);
-    if (!twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
+    if (!twi_all_finite(tw, t, dtype)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
     return true;
 }
 
@@ -17495,7 +17530,7 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
         twi_forget_pages(&tw->region, w->data, w->bytes, how->dtype != TW_F32);
     }
     if (twi_is_to_become(t, how)) return twi_convert_parameter(m, t, how->dtype, true);
-    if (count && !twi_all_finite(tw, t)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
+    if (count && !twi_all_finite(tw, t, t->dtype)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); return false; }
     return true;
 }
 
@@ -17800,7 +17835,8 @@ static void twi_save_source_end(twi_save_source *s) {
     twi_free(&s->tw->region, s->narrow);
 }
 
-static bool twi_save_converted(twi_save_source *s, const void *data, tw_dtype from_dtype, size_t count, tw_writer writer) {
+static bool twi_save_converted(twi_save_source *s, const char *name, const void *data, tw_dtype from_dtype, size_t count, tw_writer writer) {
+    const float limit = s->dtype == TW_F16 ? 65520.0f : twb_bits_float(0x7F7F8000u);        /* what rounds to infinity: see twi_all_finite */
     size_t size = tw_dtype_size(from_dtype), done, n;
     if (s->keep || from_dtype == s->dtype || !twi_is_float(from_dtype)) return writer.write(writer.user, data, count * size);
     for (done = 0; done < count; done += n) {
@@ -17808,6 +17844,10 @@ static bool twi_save_converted(twi_save_source *s, const void *data, tw_dtype fr
         n = count - done < TWI_SAVE_PIECE ? count - done : (size_t)TWI_SAVE_PIECE;
         if (!twi_convert_values(from, from_dtype, (int64_t)n, s->wide)) return false;
         if (s->dtype == TW_F32) { if (!writer.write(writer.user, s->wide, n * sizeof(float))) return false; continue; }
+        if (!(twb_max_abs(&s->tw->cpu, (ptrdiff_t)n, s->wide) < limit)) {
+            twi_fail(s->tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", name, tw_dtype_name(s->dtype));
+            return false;
+        }
         twb_convert(&s->tw->cpu, (ptrdiff_t)n, s->wide, TWB_F32, s->narrow, (twb_type)s->dtype);
         if (!writer.write(writer.user, s->narrow, n * sizeof(uint16_t))) return false;
     }
@@ -17829,12 +17869,12 @@ static bool twi_save_parameter(void *user, size_t index, tw_writer writer) {
         twi_free(&s->tw->region, row);
         return ok;
     }
-    return (tw_count(t) == 0 || twi_plain(t)) && twi_save_converted(s, t->data, t->dtype, (size_t)tw_count(t), writer);
+    return (tw_count(t) == 0 || twi_plain(t)) && twi_save_converted(s, t->name, t->data, t->dtype, (size_t)tw_count(t), writer);
 }
 static bool twi_save_file_weight(void *user, size_t index, tw_writer writer) {
     twi_save_source *s = (twi_save_source *)user;
     const tw_weight *w = tw_weights_at(s->file, index);
-    return twi_save_converted(s, w->data, w->dtype, w->bytes / tw_dtype_size(w->dtype), writer);
+    return twi_save_converted(s, w->name, w->data, w->dtype, w->bytes / tw_dtype_size(w->dtype), writer);
 }
 
 static bool twi_save_model_weights(tw_model *m, const char *folder, tw_dtype dtype, bool keep) {
@@ -18276,7 +18316,7 @@ typedef struct twi_training {
     tw_scheduler  scheduler;
     char          scheduler_name[32];
     float       **state;                   /* one array a parameter, NULL until its first update */
-    size_t        states;
+    size_t        states;                  /* its places: see twi_room_for_states */
     int           loss;                    /* row of twi_losses */
     float         label_smoothing;
     bool          average_tokens;          /* how the micro-batches of a window weigh: by their tokens, or alike */
@@ -18320,21 +18360,27 @@ static twi_training *twi_call(tw_model *m, const tw_call *call) {
     return t;
 }
 
+/* A place in `state` for each parameter, those too that were added since the last time. */
+static bool twi_room_for_states(tw_model *m, twi_training *t) {
+    float **room = (float **)twi_grow(&m->region, t->state, t->states, &t->states, m->parameters + 1, sizeof *room);
+    if (!room) return false;
+    t->state = room;
+    return true;
+}
+
+/* The new one takes the old one's place when all is there: after an error the model goes on with the old one. */
 TWDEF bool tw_set_optimizer(tw_model *model, const char *name, const char *options_json) {
     twi_training *t = twi_training_of(model);
     tw_json *options = t ? twi_options(model->region.tw, "optimizer", options_json) : NULL;
+    twi_optimizer optimizer;
     bool ok;
     size_t i;
     if (!options) return false;
-    ok = twi_optimizer_init(model->region.tw, &t->optimizer, name ? name : "", options);
+    ok = twi_optimizer_init(model->region.tw, &optimizer, name ? name : "", options);
     tw_json_free(options);
-    if (!ok || !tw_to(model, TW_F32)) return false;
-    for (i = 0; i < t->states; i++) twi_free(&model->region, t->state[i]);
-    twi_free(&model->region, t->state);
-    t->states = 0;
-    t->state = (float **)twi_alloc(&model->region, model->parameters + 1, sizeof *t->state);
-    if (!t->state) return false;
-    t->states = model->parameters;
+    if (!ok || !tw_to(model, TW_F32) || !twi_room_for_states(model, t)) return false;
+    for (i = 0; i < t->states; i++) { twi_free(&model->region, t->state[i]); t->state[i] = NULL; }
+    t->optimizer = optimizer;
     t->has_optimizer = true;
     t->step = 0;
     return true;
@@ -18584,6 +18630,13 @@ TWDEF bool tw_step(tw_model *model, const tw_call *call) {
     if (!t) return false;
     if (!t->has_optimizer) { twi_fail(model->region.tw, TW_E_MISSING, "step: set an optimizer first"); return false; }
     if (!twi_window_full(t)) return true;
+    for (i = 0; i < model->parameters; i++)
+        if (twi_has_gradient(model->parameter[i]) && model->parameter[i]->dtype != TW_F32) {
+            twi_fail(model->region.tw, TW_E_UNSUPPORTED, "step: %s became %s after its gradient was computed, and cannot be trained so (tw_to(model, TW_F32) first)",
+                     model->parameter[i]->name, tw_dtype_name(model->parameter[i]->dtype));
+            return false;
+        }
+    if (!twi_room_for_states(model, t)) return false;
     scale = t->clip_known ? t->clip : twi_window_scale(t);
     lr = tw_learning_rate(model);
     for (i = 0; ok && i < model->parameters; i++) {
@@ -18712,7 +18765,7 @@ static bool twi_save_optimizer(tw_model *m, const char *folder) {
     bool ok = list && metadata;
     memset(&source, 0, sizeof source);
     source.model = m;
-    names = ok ? (twi_text *)twi_alloc(&tw->region, m->parameters + 1, sizeof *names) : NULL;
+    names = ok && twi_room_for_states(m, t) ? (twi_text *)twi_alloc(&tw->region, m->parameters + 1, sizeof *names) : NULL;
     ok = names != NULL;
     for (i = 0; ok && i < m->parameters; i++) {
         if (!t->state[i]) continue;
@@ -18751,17 +18804,19 @@ static bool twi_load_optimizer_from(tw_model *m, const tw_weights *file) {
     }
     if (!twi_get_metadata(tw, file, "step", &step) || !twi_get_metadata(tw, file, "schedule_step", &schedule_step) ||
         !twi_get_metadata(tw, file, "seed", &seed) || !twi_get_metadata(tw, file, "draws", &draws)) return false;
+    if (!twi_room_for_states(m, t)) return false;
     if (step > (uint64_t)1 << 53 || schedule_step > (uint64_t)1 << 53) { twi_fail(tw, TW_E_RANGE, "optimizer state: step %llu is out of range", (unsigned long long)step); return false; }
-    for (i = 0; i < m->parameters; i++) {
+    for (i = 0; i < 2 * m->parameters; i++) {                    /* all are looked at, then all are taken */
+        const size_t at = i % m->parameters, count = twi_optimizer_state(&t->optimizer, m->parameter[at]);
         const tw_weight *w;
-        size_t count = twi_optimizer_state(&t->optimizer, m->parameter[i]);
-        snprintf(name, sizeof name, "state.%s", m->parameter[i]->name);
+        snprintf(name, sizeof name, "state.%s", m->parameter[at]->name);
         w = tw_weights_find(file, name);
         if (!w) continue;                                       /* it never had a gradient */
         if (w->dtype != TW_F32 || w->bytes != count * sizeof(float)) { twi_fail(tw, TW_E_SHAPE, "optimizer state: %s has another size than the parameter", name); return false; }
-        if (!t->state[i]) t->state[i] = (float *)twi_alloc(&m->region, count, sizeof(float));
-        if (!t->state[i]) return false;
-        memcpy(t->state[i], w->data, w->bytes);
+        if (!twi_weight_is_finite(tw, w)) { twi_fail(tw, TW_E_FORMAT, "optimizer state: %s holds NaN or infinite numbers (%s)", name, w->file); return false; }
+        if (!t->state[at] && count) t->state[at] = (float *)twi_alloc(&m->region, count, sizeof(float));
+        if (!t->state[at] && count) return false;
+        if (i >= m->parameters && count) memcpy(t->state[at], w->data, w->bytes);
     }
     t->step = (int64_t)step;
     t->schedule_step = (int64_t)schedule_step;
@@ -18793,11 +18848,12 @@ static bool twi_load_checkpoint(tw_model *m, const char *folder, bool optimizer_
         else if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0 || !twi_is_float(w->dtype)) {
             twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the model %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
             ok = false;
-        }
+        } else if (!twi_weight_is_finite(tw, w)) { twi_fail(tw, TW_E_FORMAT, "%s: it holds NaN or infinite numbers (%s)", t->name, w->file); ok = false; }
     }
     ok = ok && tw_to(m, TW_F32);
     for (i = 0; ok && i < m->parameters; i++) {
         const tw_weight *w = twi_find_weight(m, file, m->parameter[i]);
+        twi_will_write(m->parameter[i]);
         ok = twi_convert_values(w->data, w->dtype, tw_count(m->parameter[i]), (float *)m->parameter[i]->data);
     }
     tw_close_weights(file);

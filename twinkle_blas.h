@@ -898,6 +898,16 @@ static TWB_UNUSED ptrdiff_t twb_queue_take(twb_queue *queue, int worker, ptrdiff
 #endif
 }
 
+/* What twb_queue_take would hand out now, to fetch it ahead; somebody else may take it first. */
+static TWB_UNUSED ptrdiff_t twb_queue_peek(twb_queue *queue, ptrdiff_t task) {
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__TINYC__)
+    (void)task;
+    return __atomic_load_n(&queue->next, __ATOMIC_RELAXED);
+#else
+    return task + queue->workers;
+#endif
+}
+
 static TWB_UNUSED ptrdiff_t twb_ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
 static TWB_UNUSED size_t twb_type_bytes(twb_type type) { return type == TWB_F32 ? 4u : 2u; }
 /* one number of the given type */
@@ -6186,19 +6196,18 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
 TWB_FN void TWB_NAME(twb_attention_worker)(void *arg, int worker) {
     twb_attention_job *job = (twb_attention_job *)arg;
     float *scratch = job->scratch + (size_t)worker * job->worker_floats;
-    ptrdiff_t task = twb_queue_take(&job->queue, worker, -1), next;
-    for (; task < job->queue.count; task = next) {
-        next = twb_queue_take(&job->queue, worker, task);
+    ptrdiff_t task = -1;
+    while ((task = twb_queue_take(&job->queue, worker, task)) < job->queue.count) {
         if (job->g.d_out) {
             const ptrdiff_t across = job->a.kv_heads / job->task_heads;
             const ptrdiff_t b0 = task / across * job->task_batches, kv0 = task % across * job->task_heads;
             ptrdiff_t b, kv;
             for (b = b0; b < b0 + job->task_batches; b++) for (kv = kv0; kv < kv0 + job->task_heads; kv++)
                 TWB_NAME(twb_att_backward)(job, b, kv, scratch);
-        /* a head's long blocks, at its end when causal, come first */
         } else {
+            const ptrdiff_t next = twb_queue_peek(&job->queue, task);
             const ptrdiff_t head = task / job->row_blocks, next_head = next / job->row_blocks;
-            const ptrdiff_t i0 = (job->row_blocks - 1 - task % job->row_blocks) * TWB_ATT_QUERIES;
+            const ptrdiff_t i0 = (job->row_blocks - 1 - task % job->row_blocks) * TWB_ATT_QUERIES;     /* long blocks, a causal head's last, come first */
             const ptrdiff_t coming = job->fetch && next < job->queue.count && next_head != head ? next_head : -1;
             TWB_NAME(twb_att_forward)(job, head / job->a.heads, head % job->a.heads, i0,
                                       twb_min_size(i0 + TWB_ATT_QUERIES, job->a.tq), coming, scratch);

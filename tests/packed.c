@@ -212,6 +212,82 @@ static void check_slabs(void) {
     tw_destroy(tw);
 }
 
+/* A checkpoint goes into a model that was opened from a mapped file, before or after its matrices were packed: the new numbers
+   count, in the products, in what is read and in what is saved. */
+static void check_load_over(bool packed_before) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, configs[0]), *other;
+    static float want[TOKENS * VOCAB], got[TOKENS * VOCAB];
+    CHECK(model && tw_save_pretrained(model, "out.tmp/packed"), "%s", tw_error(tw));
+    tw_seed(tw, 7);
+    other = tw_from_config(tw, configs[0]);
+    CHECK(other && tw_save_pretrained(other, "out.tmp/packed_again"), "%s", tw_error(tw));
+    logits_of(tw, other, want);
+    model = tw_from_pretrained(tw, "out.tmp/packed");
+    if (packed_before) { tw_pack_weights(model); logits_of(tw, model, got); }
+    CHECK(tw_load(model, "packed_again", "out.tmp"), "%s", tw_error(tw));
+    logits_of(tw, model, got);
+    CHECK(memcmp(want, got, sizeof want) == 0, "the old numbers are still multiplied by");
+    tw_pack_weights(model);
+    logits_of(tw, model, got);
+    CHECK(memcmp(want, got, sizeof want) == 0, "packed anew: other logits");
+    check_same_numbers(model, other, "loaded over a file");
+    tw_destroy(tw);
+}
+
+/* What shows a matrix's numbers keeps them where they are until the step ends; and panels serve the matrix as it was made, not its
+   transpose. */
+static void check_uses(tw_dtype dtype) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, configs[0]);
+    tw_tensor *weight = tw_parameter_named(model, "transformer.h.0.attn.c_proj.weight"), *view, *x;          /* 72 x 72 */
+    static float first[72], again[72], want[5 * 72], got[5 * 72], in[5 * 72];
+    int i;
+    if (!weight || !tw_to(model, dtype)) { CHECK(false, "%s", tw_error(tw)); return; }
+    for (i = 0; i < 5 * 72; i++) in[i] = check_uniform();
+    tw_no_grad(tw, true);
+    x = tw_tensor_from(tw, tw_shape2(5, 72), in);
+    CHECK(tw_read(tw_linear_op(x, weight, NULL, false, TW_ACT_NONE, NULL), want, 5 * 72) == 5 * 72, "%s", tw_error(tw));
+    view = tw_slice(weight, 0, 3, 1);
+    CHECK(tw_read(view, first, 72) == 72, "%s", tw_error(tw));
+    tw_pack_weights(model);
+    run(tw, model, "logits", false);
+    CHECK(tw_read(view, again, 72) == 72 && memcmp(first, again, sizeof first) == 0, "a view shows something else after packing");
+    CHECK(!tw_to(model, TW_Q8_0) && tw_error_code(tw) == TW_E_UNSUPPORTED, "converted under a view: %s", tw_error(tw));
+    tw_clear_error(tw);
+    tw_end_step(tw);
+    tw_pack_weights(model);
+    run(tw, model, "logits", false);
+    CHECK(weight->panels != NULL, "%s is not packed", tw_dtype_name(dtype));
+    x = tw_tensor_from(tw, tw_shape2(5, 72), in);
+    CHECK(tw_read(tw_linear_op(x, weight, NULL, false, TW_ACT_NONE, NULL), got, 5 * 72) == 5 * 72, "%s", tw_error(tw));
+    CHECK(memcmp(want, got, sizeof want) == 0, "%s: the transpose of a packed matrix gives other numbers", tw_dtype_name(dtype));
+    tw_end_step(tw);
+    CHECK(tw_to(model, TW_Q8_0), "%s", tw_error(tw));
+    tw_destroy(tw);
+}
+
+/* What is finite as f32 and infinite as F16 is refused wherever it would become F16, by name; as BF16 it is a number. */
+static void check_too_large(const char *folder, float value, tw_dtype dtype, bool fits) {
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, configs[0]);
+    tw_tensor *weight = tw_parameter_named(model, "transformer.h.1.mlp.c_fc.weight");
+    tw_load_desc how;
+    int way;
+    if (!weight) { CHECK(false, "%s", tw_error(tw)); return; }
+    tw_data(weight)[5] = value;
+    CHECK(tw_save_pretrained(model, folder), "%s", tw_error(tw));
+    memset(&how, 0, sizeof how);
+    how.dtype = dtype;
+    for (way = 0; way < 4; way++) {
+        bool ok = way == 0 ? tw_from_pretrained_with(tw, folder, &how) != NULL : way == 1 ? tw_convert_pretrained(tw, folder, "out.tmp/packed_again", dtype) :
+                  way == 2 ? tw_save_pretrained_as(model, "out.tmp/packed_again", dtype) : tw_to(model, dtype);
+        CHECK(ok == fits && (ok || strstr(tw_error(tw), "h.1.mlp.c_fc.weight") != NULL), "way %d of %g to %s: %s", way, (double)value, tw_dtype_name(dtype), tw_error(tw));
+        tw_clear_error(tw);
+    }
+    tw_destroy(tw);
+}
+
 int main(void) {
     static const tw_dtype types[3] = { TW_F32, TW_F16, TW_BF16 };
     size_t c;
@@ -222,6 +298,15 @@ int main(void) {
     check_file(configs[0], TW_F32, "out.tmp/packed", "out.tmp/packed_again");
     check_writing("out.tmp/packed_again");
     check_bad_numbers("out.tmp/packed");
+    check_load_over(false);
+    check_load_over(true);
+    check_uses(TW_F16);
+    check_uses(TW_BF16);
+    check_too_large("out.tmp/packed", 65519.0f, TW_F16, true);
+    check_too_large("out.tmp/packed", 65520.0f, TW_F16, false);
+    check_too_large("out.tmp/packed", -1e6f, TW_F16, false);
+    check_too_large("out.tmp/packed", 1e6f, TW_BF16, true);
+    check_too_large("out.tmp/packed", 3.4e38f, TW_BF16, false);
     check_slabs();
     return check_done();
 }

@@ -4,6 +4,7 @@
 #define TWINKLE_IMPLEMENTATION
 #include "twinkle.h"
 #include "family.h"
+#include "counted.h"
 
 static const char *const t5_cases[] = {
     "all_copies_in_file", "base_model", "buckets_4_3", "buckets_50_64", "buckets_9_20", "decoder_input_ids", "decoder_input_ids_and_labels", "default",
@@ -292,6 +293,37 @@ static void test_bad_inputs(void) {
     tw_destroy(tw);
 }
 
+/* There is no room for the encoder's keys: the cache has none of them, and the next pass says so. */
+static void test_encoder_without_room(void) {
+    long at;
+    for (at = 1; at < 20; at++) {
+        counted count = { 0, 0, 0, 0, 0 };
+        tw_context *tw = counted_context(&count);
+        tw_cache *cache = tw_cache_create(tw, TW_F32, 2, 2, 3, 6, 8);
+        tw_model *m = tw_from_config(tw, "{\"model_type\":\"t5\"," TINY "}");
+        int32_t ids[2 * 4] = { 5, 6, 7, 1, 8, 9, 10, 1 };
+        tw_batch in;
+        tw_outputs out;
+        tw_pass pass;
+        bool made;
+        count.fail_at = count.calls + at;
+        made = tw_cache_add_encoder(cache, 2, 4);
+        count.fail_at = 0;
+        CHECK(made || tw_error_code(tw) == TW_E_MEMORY, "allocation %ld: %s", at, tw_error(tw));
+        tw_clear_error(tw);
+        memset(&in, 0, sizeof in);
+        memset(&pass, 0, sizeof pass);
+        pass.cache = cache;
+        tw_no_grad(tw, true);
+        tw_batch_set(&in, "input_ids", tw_ids(tw, tw_shape2(2, 4), ids));
+        tw_batch_set(&in, "decoder_input_ids", tw_ids(tw, tw_shape2(2, 4), ids));
+        CHECK(tw_model_forward(m, &in, &pass, &out) == made, "allocation %ld: %s", at, tw_error(tw));
+        tw_destroy(tw);
+        CHECK(count.live == 0, "%ld blocks are left", count.live);
+        if (made) { CHECK(at > 4, "only %ld allocations", at); return; }
+    }
+}
+
 int main(void) {
     check_family("t5", t5_cases, sizeof t5_cases / sizeof *t5_cases);
     check_family("mt5", mt5_cases, sizeof mt5_cases / sizeof *mt5_cases);
@@ -302,6 +334,7 @@ int main(void) {
     test_cache(true, TW_F16);
     test_cache(false, TW_BF16);
     test_encoder_outputs();
+    test_encoder_without_room();
     test_new_weights();
     test_train_and_reload("{\"model_type\":\"t5\"," TINY "}", "build/t5-tied.tmp");
     test_train_and_reload("{\"model_type\":\"t5\",\"tie_word_embeddings\":false,\"feed_forward_proj\":\"gated-silu\"," TINY "}", "build/t5-own-head.tmp");

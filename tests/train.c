@@ -406,6 +406,108 @@ static void forgetting_case(const char *config) {
     tw_destroy(two);
 }
 
+/* An optimizer that is refused, or for which there is no memory, leaves the old one as it was. */
+static void refused_optimizer_case(void) {
+    uint64_t bits[2];
+    int refused;
+    long at;
+    for (refused = 0; refused < 2; refused++) {
+        tw_context *tw = counted_context(1);
+        tw_model *m = small_model(tw);
+        tw_dataset *data = some_data(tw, 10);
+        CHECK(tw_set_optimizer(m, "lion", NULL), "%s", tw_error(tw));
+        train_steps(m, data, 1);
+        if (refused) {
+            CHECK(!tw_set_optimizer(m, "adamw", "{\"lr\":-1}") && tw_error_code(tw) == TW_E_RANGE, "%s", tw_error(tw));
+            tw_clear_error(tw);
+            for (at = 1; at < 100; at++) {
+                fail_at = at;
+                if (tw_set_optimizer(m, "lion", "{\"lr\":\"much\"}")) break;
+                fail_at = 0;
+                CHECK(tw_failed(tw), "no error");
+                if (tw_error_code(tw) == TW_E_RANGE) at = 100;
+                tw_clear_error(tw);
+            }
+        }
+        train_steps(m, data, 2);
+        CHECK(!tw_failed(tw) && tw_global_step(m) == 3, "%s, step %ld", tw_error(tw), (long)tw_global_step(m));
+        bits[refused] = parameter_bits(m);
+        tw_destroy(tw);
+    }
+    CHECK(bits[0] == bits[1], "a refused optimizer changed the run");
+}
+
+/* Parameters that come after the optimizer are trained too, and weights that are no longer f32 are refused before any changes. */
+static tw_linear first_layer, late_layer;
+static bool late;
+static bool two_layers(tw_model *m, void *user, const tw_batch *in, const tw_pass *pass, tw_outputs *out) {
+    tw_tensor *x = tw_linear_forward(&first_layer, tw_batch_get(in, "x"));
+    (void)m; (void)user; (void)pass;
+    if (late) x = tw_linear_forward(&late_layer, x);
+    return tw_batch_set(out, "loss", tw_mean(tw_square(x)));
+}
+static void late_parameter_case(void) {
+    tw_context *tw = counted_context(1);
+    tw_model *m = tw_model_create(tw, "mine");
+    char name[24];
+    tw_batch batch;
+    float before[16], after[16];
+    int i;
+    late = false;
+    tw_linear_init(m, &first_layer, "a", 4, 4, true);
+    tw_set_forward(m, two_layers, NULL);
+    CHECK(tw_set_optimizer(m, "adamw", NULL), "%s", tw_error(tw));
+    for (i = 0; i < 40; i++) { snprintf(name, sizeof name, "b%d", i); tw_linear_init(m, &late_layer, name, 4, 4, true); }
+    late = true;
+    tw_read(late_layer.weight, before, 16);
+    memset(&batch, 0, sizeof batch);
+    tw_batch_set(&batch, "x", tw_full(tw, tw_shape2(3, 4), 1));
+    tw_forward_backward(m, &batch, NULL);
+    tw_clip_grad_and_step(m, 1, 2, NULL);
+    tw_read(late_layer.weight, after, 16);
+    CHECK(!tw_failed(tw) && memcmp(before, after, sizeof before) != 0, "the late layer was not trained: %s", tw_error(tw));
+    CHECK(tw_save_checkpoint(m, "out.tmp/late", true), "%s", tw_error(tw));
+    tw_destroy(tw);
+}
+static void gradient_of_another_type_case(tw_dtype dtype) {
+    tw_context *tw = counted_context(1);
+    tw_model *m = small_model(tw);
+    tw_dataset *data = some_data(tw, 10);
+    tw_batch batch;
+    tw_next_batch(data, &batch);
+    tw_forward_backward(m, &batch, NULL);
+    CHECK(tw_to(m, dtype), "%s", tw_error(tw));
+    tw_clip_grad_and_step(m, 1, 2, NULL);
+    CHECK(tw_error_code(tw) == TW_E_UNSUPPORTED && strstr(tw_error(tw), tw_dtype_name(dtype)) != NULL, "%s: %s", tw_dtype_name(dtype), tw_error(tw));
+    tw_clear_error(tw);
+    tw_end_step(tw);
+    tw_zero_grad(m, NULL);
+    CHECK(tw_to(m, TW_F32), "%s", tw_error(tw));
+    train_steps(m, data, 1);
+    CHECK(!tw_failed(tw) && tw_global_step(m) == 1, "%s", tw_error(tw));
+    tw_destroy(tw);
+}
+
+/* A checkpoint with a NaN, in the weights or in the optimizer's state, is refused by name and changes nothing. */
+static void nan_checkpoint_case(const char *file, const char *what) {
+    tw_context *tw = counted_context(1);
+    tw_model *m = small_model(tw);
+    uint64_t bits;
+    char path[64];
+    FILE *f;
+    train_steps(m, some_data(tw, 10), 2);
+    CHECK(tw_save_checkpoint(m, "out.tmp/nan", true), "%s", tw_error(tw));
+    m = small_model(tw);
+    bits = parameter_bits(m);
+    snprintf(path, sizeof path, "out.tmp/nan/%s", file);
+    f = fopen(path, "r+b");
+    CHECK(f && fseek(f, -4, SEEK_END) == 0 && fwrite("\0\0\xC0\x7F", 1, 4, f) == 4, "%s cannot be spoilt", path);     /* the last number of the last tensor */
+    if (f) fclose(f);
+    CHECK(!tw_resume_from_checkpoint(m, "out.tmp/nan") && tw_error_code(tw) == TW_E_FORMAT && strstr(tw_error(tw), what) != NULL, "%s", tw_error(tw));
+    CHECK((what[0] == 's' || parameter_bits(m) == bits) && tw_global_step(m) == 0, "something was taken over");
+    tw_destroy(tw);
+}
+
 int main(void) {
     static const char *const names[] = { "adamw_linear", "adamw_no_clip", "adamw_strong_decay", "adam", "sgd", "sgd_momentum", "lion", "adafactor", "accumulation", "accumulation_uneven", "label_smoothing" };
     uint64_t bits;
@@ -421,6 +523,12 @@ int main(void) {
     memory_case(false);
     memory_case(true);
     failing_case();
+    refused_optimizer_case();
+    late_parameter_case();
+    gradient_of_another_type_case(TW_F16);
+    gradient_of_another_type_case(TW_Q8_0);
+    nan_checkpoint_case("model.safetensors", "NaN");
+    nan_checkpoint_case("optimizer.safetensors", "state.");
     for (i = 0; i < sizeof forgetful / sizeof *forgetful; i++) forgetting_case(forgetful[i]);
     printf("worst loss %.2g, gradient after forgetting %.2g\n", worst_loss, worst_forgotten);
     return check_done();
