@@ -1812,7 +1812,7 @@ static uint64_t twi_mix(uint64_t x) {                     /* SplitMix64's finali
 static uint64_t twi_next_stream(tw_context *tw) { return twi_mix(tw->seed + UINT64_C(0x9E3779B97F4A7C15) * ++tw->draws); }
 
 /* -- growing text -------------------------------------------------------------------------------
-   Appending to a text whose region has no memory left does nothing; twi_text_ok tells at the end. */
+   Appending to a text whose region has no memory left does nothing; `failed` tells at the end, until the text is cleared. */
 typedef struct twi_text { twi_region *region; char *data; size_t length, capacity; bool failed; } twi_text;
 
 static twi_text twi_text_new(twi_region *region) { twi_text t; memset(&t, 0, sizeof t); t.region = region; return t; }
@@ -1830,7 +1830,7 @@ static void twi_text_bytes(twi_text *t, const char *bytes, size_t n) {
 }
 static void twi_text_add(twi_text *t, const char *s) { twi_text_bytes(t, s, strlen(s)); }
 static void twi_text_char(twi_text *t, char c) { twi_text_bytes(t, &c, 1); }
-static void twi_text_clear(twi_text *t) { t->length = 0; if (t->data) t->data[0] = 0; }
+static void twi_text_clear(twi_text *t) { t->length = 0; t->failed = false; if (t->data) t->data[0] = 0; }
 static void twi_text_free(twi_text *t) { twi_free(t->region, t->data); memset(t, 0, sizeof *t); }
 static const char *twi_text_string(const twi_text *t) { return t->data ? t->data : ""; }
 
@@ -14859,6 +14859,7 @@ static void twi_clean_up(twi_text *text, twi_text *work) {
     twi_text swap;
     for (i = 0; i < sizeof rules / sizeof *rules; i++) {
         twi_text_clear(work);
+        work->failed = text->failed;
         twi_append_replaced(work, twi_text_string(text), text->length, rules[i][0], rules[i][1]);
         swap = *text;
         *text = *work;
@@ -14901,6 +14902,7 @@ static void twi_stage_bytes(tw_decoder *d, size_t index, const char *s, size_t n
     else for (at = 0; at < n; at += size) twi_text_char(&stage->held, (char)twi_char_byte(twi_char_at(s + at, &size)));
     twi_text_clear(&d->work);
     done = twi_utf8_lossy(&d->work, twi_text_string(&stage->held), stage->held.length, false);
+    if (d->work.failed) d->out.failed = true;
     if (stage->held.data) memmove(stage->held.data, stage->held.data + done, stage->held.length - done);
     stage->held.length -= done;
     if (d->work.length) {
@@ -14993,7 +14995,7 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         twi_text_clear(&stage->held);
         twi_text_bytes(&stage->held, s, n);
     }
-    if (made.failed) d->out.failed = true;
+    if (made.failed || stage->held.failed) d->out.failed = true;
     twi_text_free(&made);
     twi_text_free(&spare);
 }
@@ -15052,6 +15054,7 @@ static void twi_sp_decode(tw_decoder *d, int32_t id, const char *s, size_t n) {
     bool expects_blank;
     if ((size_t)id < t->model_size && t->types[id] == TWI_PIECE_BYTE) {
         twi_text_char(&d->stages[0].held, (char)twi_byte_token(s, n));
+        if (d->stages[0].held.failed) d->out.failed = true;
         twi_sp_decode_bytes(d, false);
         return;
     }
@@ -15118,18 +15121,24 @@ TWDEF tw_decoder *tw_new_decoder(tw_tokenizer *t, bool skip_special) {
     return d;
 }
 
+/* What has been made.  Without the memory for a part of it that is nothing, beside the error, and the next id begins a text. */
+static const char *twi_decoder_text(tw_decoder *d) {
+    if (d->out.failed) { twi_text_clear(&d->out); twi_decoder_reset(d); }
+    return twi_text_string(&d->out);
+}
+
 TWDEF const char *tw_decoder_feed(tw_decoder *d, int32_t id) {
     if (!d) return "";
     twi_text_clear(&d->out);
     twi_decoder_take(d, id);
-    return twi_text_string(&d->out);
+    return twi_decoder_text(d);
 }
 
 TWDEF const char *tw_decoder_end(tw_decoder *d) {
     if (!d) return "";
     twi_text_clear(&d->out);
     twi_decoder_finish(d);
-    return twi_text_string(&d->out);
+    return twi_decoder_text(d);
 }
 
 TWDEF void tw_free_decoder(tw_decoder *d) {
@@ -15148,6 +15157,7 @@ TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int6
                                        size_t *length) {
     int64_t i;
     tw_decoder *d;
+    const char *text;
     if (length) *length = 0;
     if (!t || (!ids && count > 0)) return "";
     if (!t->own_decoder) t->own_decoder = tw_new_decoder(t, false);
@@ -15157,8 +15167,9 @@ TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int6
     d->skip_special = skip_special;
     for (i = 0; i < count; i++) twi_decoder_take(d, ids[i]);
     twi_decoder_finish(d);
+    text = twi_decoder_text(d);
     if (length) *length = d->out.length;
-    return twi_text_string(&d->out);
+    return text;
 }
 
 TWDEF const char *tw_detokenize(tw_tokenizer *t, const int32_t *ids, int64_t count, bool skip_special) {
@@ -15766,8 +15777,8 @@ typedef struct twi_folder {
     const char *path; twi_text name; tw_json *config, *tokenizer_config, *special_map, *added; } twi_folder;
 
 static const char *twi_in_folder(twi_folder *f, const char *name) {
-    twi_join_path(&f->name, f->path, name);
-    return twi_text_string(&f->name);
+    if (!f->name.failed) twi_join_path(&f->name, f->path, name);
+    return f->name.failed ? "" : twi_text_string(&f->name);
 }
 
 static bool twi_folder_has(tw_context *tw, twi_folder *f, const char *name) {
@@ -19770,7 +19781,7 @@ static bool twi_advance(tw_generation *g, int64_t most) {
 
 /* A new part of the text.  aloud: on_text hears of it. */
 static bool twi_add_text(tw_generation *g, const char *part, bool aloud) {
-    if (!part) return false;
+    if (!part || tw_failed(g->model->region.tw)) return false;          /* a decoder without memory gives "" beside its error */
     if (!part[0]) return true;
     twi_text_add(&g->text, part);
     if (g->text.failed) return false;
