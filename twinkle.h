@@ -7027,9 +7027,13 @@ struct tw_cache {
     void      *encoder_spare;
 };
 
-/* What a cache for tw_cache_create's numbers will take, in bytes. */
-static size_t twi_cache_bytes(tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
-    return (size_t)(2 * layers) * twi_round_up((size_t)(batch * kv_heads * head_dim * room) * tw_dtype_size(dtype));
+/* Adds what a cache for tw_cache_create's numbers will take, in bytes; false where that cannot be counted. */
+static bool twi_cache_bytes(tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room, size_t *bytes) {
+    int64_t shape[4], count;
+    size_t sides;
+    shape[0] = batch; shape[1] = kv_heads; shape[2] = room; shape[3] = head_dim;
+    count = twi_shape_count(4, shape);
+    return count >= 0 && twi_multiply((size_t)layers, 2 * twi_round_up((size_t)count * tw_dtype_size(dtype)), &sides) && twi_sum(*bytes, sides, bytes);
 }
 static size_t twi_cache_layer_count(const tw_cache *c) { return (size_t)(c->batch * c->heads * c->room * c->head_dim); }
 static size_t twi_cache_encoder_count(const tw_cache *c) { return (size_t)(c->encoder_rows * c->heads * c->encoder_tokens * c->head_dim); }
@@ -17443,13 +17447,17 @@ static bool twi_is_to_become(const tw_tensor *t, const tw_load_desc *how) {
     return (how->to_f32 || how->dtype != TW_F32) && twi_becomes(t, how->dtype);
 }
 
-/* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The type, or TW_F32 where it is none. */
-static tw_dtype twi_quantized_as(const tw_weights *file, const tw_weight *w) {
+/* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The format, NULL where it is none;
+   the type, TW_F32 where it is none that is known. */
+static const char *twi_quantized_format(const tw_weights *file, const tw_weight *w) {
     char key[400];
     const char *format;
     if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return TW_F32;
     snprintf(key, sizeof key, "quantized.%s", w->name);
-    format = tw_weights_metadata(file, key);
+    return tw_weights_metadata(file, key);
+}
+static tw_dtype twi_quantized_as(const tw_weights *file, const tw_weight *w) {
+    const char *format = twi_quantized_format(file, w);
     return !format ? TW_F32 : strcmp(format, "q8_0") == 0 ? TW_Q8_0 : strcmp(format, "q4_0") == 0 ? TW_Q4_0 : TW_F32;
 }
 
@@ -17487,6 +17495,10 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
     bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !(in_file && t->rank < 2) && !twi_is_taken(m, w);
     if (twi_is_quantized(quantized))
         return twi_take_blocks(m, t, w, quantized) && (!twi_is_to_become(t, how) || twi_convert_parameter(m, t, how->dtype, false));
+    if (twi_quantized_format(m->weights, w)) {
+        twi_fail(tw, TW_E_UNSUPPORTED, "%s: it is quantized as \"%.40s\", not as q8_0 or q4_0 (%s)", t->name, twi_quantized_format(m->weights, w), w->file);
+        return false;
+    }
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -17521,7 +17533,8 @@ static const twi_other_layout twi_other_layouts[] = {
     { "gpt2", "mlp.c_fc.weight", "mlp.c_fc.weight", 0, 1, true }, { "gpt2", "mlp.c_proj.weight", "mlp.c_proj.weight", 0, 1, true }
 };
 
-/* Does the file have this model's matrices transposed?  A square one does not tell, the first other one does, for all. */
+/* Does the file have this model's matrices transposed?  A square one does not tell, nor do rows of blocks; the first other one does,
+   for all. */
 static bool twi_is_transposed(const tw_model *m, const tw_weights *file) {
     size_t i, k;
     for (i = 0; m->type && i < m->parameters; i++)
@@ -17531,7 +17544,7 @@ static bool twi_is_transposed(const tw_model *m, const tw_weights *file) {
             const tw_weight *w;
             if (!other->transposed || strcmp(m->type->name, other->type) != 0 || !strstr(t->name, other->ours)) continue;
             w = twi_find_weight(m, file, t);
-            if (w && w->rank == 2 && w->shape[0] != w->shape[1]) return w->shape[0] == t->shape[1] && w->shape[1] == t->shape[0];
+            if (w && w->rank == 2 && w->shape[0] != w->shape[1] && !twi_is_quantized(twi_quantized_as(file, w))) return w->shape[0] == t->shape[1] && w->shape[1] == t->shape[0];
         }
     return false;
 }
@@ -18920,13 +18933,12 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
             tw_clip_grad_and_step(m, 1, 2, NULL);
         } else {
             tw_no_grad(dry, true);
-            tw_model_forward(m, &batch, NULL, NULL);
-            if (d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
+            if (tw_model_forward(m, &batch, NULL, NULL) && d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
                 const tw_dtype cached = d.dtype == TW_F32 ? TW_F32 : TW_F16;
-                int64_t rows = d.batch * shape.heads;
-                plan.cache_bytes = shape.start >= 0 ? twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence) +
-                                                      twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.new_tokens)
-                                                    : twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence + d.new_tokens);
+                const int64_t before = shape.start >= 0 ? 0 : d.sequence;       /* in the decoder's own cache; an encoder's tokens have another */
+                if (d.new_tokens > INT64_MAX - before || (shape.start >= 0 && !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, d.sequence, &plan.cache_bytes)) ||
+                    !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, before + d.new_tokens, &plan.cache_bytes))
+                    twi_fail(dry, TW_E_RANGE, "plan: a cache for %lld x (%lld + %lld) tokens cannot be counted", (long long)d.batch, (long long)d.sequence, (long long)d.new_tokens);
             }
         }
     }
@@ -18935,7 +18947,8 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
     plan.optimizer_bytes = dry->planned_optimizer;
     plan.activations_bytes = dry->arena.peak;
     plan.scratch_bytes = dry->scratch_bytes;
-    plan.total_bytes = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes + plan.scratch_bytes + plan.cache_bytes;
+    plan.total_bytes = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes + plan.scratch_bytes;
+    if (!twi_sum(plan.total_bytes, plan.cache_bytes, &plan.total_bytes)) twi_fail(dry, TW_E_RANGE, "plan: the bytes of it all cannot be counted");
     if (tw_failed(dry)) { twi_fail(tw, dry->code, "%s", dry->error); memset(&plan, 0, sizeof plan); }
     tw_destroy(dry);
     return plan;
@@ -18945,7 +18958,8 @@ TWDEF tw_plan tw_plan_model(tw_context *tw, const char *config_path, const tw_pl
     tw_plan plan;
     tw_json *config;
     memset(&plan, 0, sizeof plan);
-    if (!tw || tw_failed(tw) || !config_path) return plan;
+    if (!tw || tw_failed(tw)) return plan;
+    if (!config_path) { twi_fail(tw, TW_E_ARGUMENT, "plan: no config was named (NULL)"); return plan; }
     config = tw_json_load(tw, config_path);
     if (config) plan = tw_plan_config(tw, config, how);
     tw_json_free(config);
