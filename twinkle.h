@@ -4233,18 +4233,22 @@ static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shap
 }
 
 TWDEF int64_t tw_read(const tw_tensor *t, float *out, int64_t room) {
-    int64_t count = tw_count(t), row[TW_MAX_DIMS], step = 1, i;
+    int64_t count = tw_count(t), row[TW_MAX_DIMS], step = 1;
+    twi_walk w;
     int axis;
     if (!t || t->tw->planning || !out || room < count) return count;
     for (axis = t->rank - 1; axis >= 0; axis--) { row[axis] = step; step *= t->shape[axis]; }
     if (t->dtype == TW_F32) twi_copy_strided(t->tw, t->rank, t->shape, out, row, (const float *)t->data, t->stride);
     else if (t->dtype == TW_F16 || t->dtype == TW_BF16) {
         if (!twi_plain(t)) return 0;
-        twb_convert(&t->tw->cpu, (ptrdiff_t)count, t->data, (twb_type)t->dtype, out, TWB_F32);
+        if (tw_is_contiguous(t)) twb_convert(&t->tw->cpu, (ptrdiff_t)count, t->data, (twb_type)t->dtype, out, TWB_F32);
+        else for (twi_walk_start(&w, t->rank, t->shape, row, t->stride, NULL); w.more; twi_walk_next(&w))
+            twb_convert(&t->tw->cpu, 1, (const uint16_t *)t->data + w.at[1], (twb_type)t->dtype, out + w.at[0], TWB_F32);
     }
     else if (twi_is_quantized(t->dtype))
         twb_dequantize_packed(&t->tw->cpu, twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data, !t->in_out, out, (ptrdiff_t)t->shape[1]);
-    else if (t->dtype == TW_I32) for (i = 0; i < count; i++) out[i] = (float)((const int32_t *)t->data)[i];
+    else if (t->dtype == TW_I32)
+        for (twi_walk_start(&w, t->rank, t->shape, row, t->stride, NULL); w.more; twi_walk_next(&w)) out[w.at[0]] = (float)((const int32_t *)t->data)[w.at[1]];
     return count;
 }
 
@@ -4321,7 +4325,7 @@ static bool twi_allocate_parameter(twi_region *region, tw_tensor *t) {
 }
 
 TWDEF tw_tensor *tw_parameter(tw_context *tw, const char *name, tw_shape shape) {
-    tw_tensor *t = twi_new_parameter(&tw->region, name ? name : "", shape);
+    tw_tensor *t = tw ? twi_new_parameter(&tw->region, name ? name : "", shape) : NULL;
     if (!t || !twi_allocate_parameter(&tw->region, t)) return NULL;
     tw_fill(t, 0);
     return t;
@@ -6532,6 +6536,8 @@ TWDEF tw_tensor *tw_checkpoint(tw_context *tw, tw_block_fn fn, void *block, size
     twi_mark mark;
     bool was;
     int i;
+    if (!tw) return NULL;
+    if (!fn || !inputs || count < 1 || (!block && block_bytes)) { twi_fail(tw, TW_E_ARGUMENT, "checkpoint: the function, its block or its inputs are missing"); return NULL; }
     if (tw->no_grad) return fn(block, inputs);
     for (i = 0; i < count; i++) if (!inputs[i]) return NULL;
     saved.fn = fn;
@@ -6540,7 +6546,7 @@ TWDEF tw_tensor *tw_checkpoint(tw_context *tw, tw_block_fn fn, void *block, size
     saved.block = twi_step_record(tw, block_bytes);
     held = (tw_tensor **)twi_step_record(tw, (size_t)count * sizeof *held);
     if (!saved.block || !held) return NULL;
-    memcpy(saved.block, block, block_bytes);
+    if (block_bytes) memcpy(saved.block, block, block_bytes);
     /* the result's room comes first, so that all that follows can be rewound; its shape is that of the first input in
        every block there is, and is checked */
     y = twi_new_like(inputs[0]);
@@ -6700,6 +6706,10 @@ TWDEF tw_tensor *tw_batch_norm_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bi
     memset(&a, 0, sizeof a);
     a.batch = (ptrdiff_t)x->shape[0]; a.channels = (ptrdiff_t)x->shape[1]; a.size = (ptrdiff_t)(x->shape[2] * x->shape[3]);
     a.training = x->tw->training;
+    if (a.training && a.batch * a.size == 0) {
+        twi_fail(x->tw, TW_E_SHAPE, "batch norm %s: image %s has no numbers to take statistics of", weight ? weight->name : "", TWI_SHAPE(x));
+        return NULL;
+    }
     a.eps = eps; a.momentum = momentum;
     a.weight = weight ? twi_f32(weight) : NULL; a.bias = bias ? twi_f32(bias) : NULL;
     a.running_mean = twi_f32(running_mean); a.running_var = twi_f32(running_var);
