@@ -6839,6 +6839,7 @@ TWDEF tw_context *tw_context_of(const tw_model *model) { return model ? model->r
 TWDEF void tw_enter(tw_model *model, const char *name, int64_t index) {
     size_t n;
     if (!model) return;
+    if (!name) { twi_fail(model->region.tw, TW_E_ARGUMENT, "enter: no name was given (NULL)"); return; }
     n = strlen(model->prefix);
     if (n + strlen(name) + 24 > sizeof model->prefix) { twi_fail(model->region.tw, TW_E_RANGE, "%s: names are nested too deeply", name); return; }
     if (index >= 0) snprintf(model->prefix + n, sizeof model->prefix - n, "%s.%lld.", name, (long long)index);
@@ -6864,6 +6865,7 @@ TWDEF tw_tensor *tw_add_parameter(tw_model *model, const char *name, tw_shape sh
     char full[320];
     tw_tensor *t, **grown;
     if (!model || tw_failed(model->region.tw)) return NULL;
+    if (!name) { twi_fail(model->region.tw, TW_E_ARGUMENT, "parameter: no name was given (NULL)"); return NULL; }
     snprintf(full, sizeof full, "%s%s", model->prefix, name);
     if (strlen(full) + 1 >= sizeof full) { twi_fail(model->region.tw, TW_E_RANGE, "parameter %.60s...: the name is too long", full); return NULL; }
     grown = (tw_tensor **)twi_grow(&model->region, model->parameter, model->parameters, &model->parameter_room, model->parameters + 1, sizeof *grown);
@@ -6922,6 +6924,7 @@ TWDEF int64_t tw_num_parameters(const tw_model *model, bool trainable_only) {
 
 static tw_tensor *twi_named_parameter(tw_model *model, const char *layer, const char *name, tw_shape shape) {
     char full[160];
+    if (!layer) return tw_add_parameter(model, NULL, shape);           /* which says so */
     snprintf(full, sizeof full, "%s%s%s", layer, layer[0] ? "." : "", name);
     return tw_add_parameter(model, full, shape);
 }
@@ -7012,6 +7015,7 @@ TWDEF bool tw_batch_norm_init(tw_model *model, tw_batch_norm *layer, const char 
     layer->momentum = 0.1f;
     layer->weight = twi_filled_parameter(model, name, "weight", tw_shape1(channels), 1);
     layer->bias = twi_filled_parameter(model, name, "bias", tw_shape1(channels), 0);
+    if (!layer->weight) return false;
     snprintf(full, sizeof full, "%s.running_mean", name);
     layer->running_mean = tw_add_buffer(model, full, tw_shape1(channels), 0);
     snprintf(full, sizeof full, "%s.running_var", name);
@@ -7120,6 +7124,7 @@ TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
     int64_t b;
     bool same = true, encoder_too;
     if (!cache) return false;
+    if (!parents) { twi_fail(cache->region.tw, TW_E_ARGUMENT, "cache: no rows to go on from were given (NULL)"); return false; }
     for (b = 0; b < cache->batch; b++) {
         if (parents[b] < 0 || parents[b] >= cache->batch) { twi_fail(cache->region.tw, TW_E_RANGE, "cache: there is no row %ld", (long)parents[b]); return false; }
         if (parents[b] != b) same = false;
@@ -11424,7 +11429,7 @@ static bool twi_add_folder(tw_weights *w, const char *folder) {
     }
     if (!found && !path.failed)
         twi_fail(tw, TW_E_MISSING, "weights: neither %s nor %s nor an index of one of them is there (%s)", twi_weight_formats[0].file,
-                 twi_weight_formats[1].file, *folder ? folder : "files in memory");
+                 twi_weight_formats[1].file, *folder ? folder : tw->blobs ? "files in memory" : "the path is empty");
     twi_text_free(&path);
     return ok;
 }
@@ -15790,6 +15795,7 @@ static bool twi_add_special(tw_tokenizer *t, const char *text, bool lstrip) {
 typedef struct twi_folder {
     const char *path; twi_text name; tw_json *config, *tokenizer_config, *special_map, *added; } twi_folder;
 
+/* The path of one of its files.  Once there was no memory for one there are none: else it would count as missing. */
 static const char *twi_in_folder(twi_folder *f, const char *name) {
     if (!f->name.failed) twi_join_path(&f->name, f->path, name);
     return f->name.failed ? "" : twi_text_string(&f->name);
@@ -17461,8 +17467,7 @@ static bool twi_is_to_become(const tw_tensor *t, const tw_load_desc *how) {
    the type, TW_F32 where it is none that is known. */
 static const char *twi_quantized_format(const tw_weights *file, const tw_weight *w) {
     char key[400];
-    const char *format;
-    if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return TW_F32;
+    if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return NULL;
     snprintf(key, sizeof key, "quantized.%s", w->name);
     return tw_weights_metadata(file, key);
 }
@@ -17932,7 +17937,11 @@ TWDEF bool tw_save_pretrained(tw_model *model, const char *folder) {
 }
 TWDEF bool tw_save_pretrained_as(tw_model *model, const char *folder, tw_dtype dtype) { return twi_save_folder(model, folder, dtype, false); }
 
-TWDEF bool tw_make_folders(tw_context *tw, const char *path) { return tw && path && !tw_failed(tw) && twi_make_folders(tw, path); }
+TWDEF bool tw_make_folders(tw_context *tw, const char *path) {
+    if (!tw || tw_failed(tw)) return false;
+    if (!path || !*path) { twi_fail(tw, TW_E_ARGUMENT, "folders: the path is %s", path ? "empty" : "missing (NULL)"); return false; }
+    return twi_make_folders(tw, path);
+}
 
 /* -- from file to file -------------------------------------------------------------------------------------------------- */
 
@@ -18102,7 +18111,7 @@ static bool twi_optimizer_init(tw_context *tw, twi_optimizer *o, const char *nam
 /* How many floats of state a parameter needs.  Adafactor keeps a matrix's squares as the mean of each row and column. */
 static size_t twi_optimizer_state(const twi_optimizer *o, const tw_tensor *t) {
     size_t count = (size_t)tw_count(t);
-    if (o->kind == TWI_SGD && o->momentum == 0) return 0;
+    if (count == 0 || (o->kind == TWI_SGD && o->momentum == 0)) return 0;
     if (o->kind == TWI_ADAFACTOR && t->rank >= 2) return count / (size_t)twi_columns(t) + count / (size_t)t->shape[t->rank - 2];
     return count * (size_t)twi_optimizer_table[o->kind].states;
 }
@@ -18154,6 +18163,7 @@ static bool twi_optimizer_update(tw_context *tw, const twi_optimizer *o, tw_tens
     ptrdiff_t n = (ptrdiff_t)tw_count(t);
     double weight_decay = t->no_decay ? 0 : o->weight_decay;
     float *p = (float *)t->data, *g = t->grad;
+    if (n == 0) return true;                                /* nor is there any state */
     switch (o->kind) {
     case TWI_ADAMW:
     case TWI_ADAM: {
@@ -18207,7 +18217,8 @@ TWDEF bool tw_scheduler_init(tw_context *tw, tw_scheduler *s, const char *name, 
     double warmup = 0, max_steps = 0;
     int kind = 0;
     bool ok;
-    if (!options || !name) return false;
+    if (options && !name) twi_fail(tw, TW_E_ARGUMENT, "scheduler: no name was given (NULL)");
+    if (!options || !name) { tw_json_free(options); return false; }
     while (kind < TWI_SCHEDULERS && strcmp(twi_scheduler_table[kind].name, name) != 0) kind++;
     memset(s, 0, sizeof *s);
     s->kind = kind;
@@ -18252,7 +18263,7 @@ TWDEF double tw_scheduler_factor(const tw_scheduler *s, int64_t step) {
     case TWI_POLYNOMIAL: {
         double left;
         if (step > s->max_steps) return s->lr_end / s->lr;
-        left = 1 - (at - warmup) / rest;
+        left = 1 - progress;
         return ((s->lr - s->lr_end) * pow(left, s->power) + s->lr_end) / s->lr;
     }
     case TWI_INVERSE_SQRT: return 1 / sqrt((at + s->timescale - warmup) / s->timescale);
@@ -18816,8 +18827,9 @@ static bool twi_load_checkpoint(tw_model *m, const char *folder, bool optimizer_
     twi_text path;
     size_t i;
     bool ok = true;
-    if (!m || tw_failed(m->region.tw) || !folder) return false;
+    if (!m || tw_failed(m->region.tw)) return false;
     tw = m->region.tw;
+    if (!folder) { twi_fail(tw, TW_E_ARGUMENT, "checkpoint: no folder was given (NULL)"); return false; }
     file = tw_open_weights(tw, folder);
     if (!file) return false;
     for (i = 0; ok && i < m->parameters; i++) {
@@ -18997,6 +19009,7 @@ static bool twi_check_bits(tw_context *tw, int bits) {
 }
 static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_desc *out) {
     const double most = 9007199254740992.0;                 /* 2^53: any whole number that a double holds */
+    const double least = (double)1e-30f;                    /* a float's limit is a float, which 1e-30 and 1e30 are not */
     memset(out, 0, sizeof *out);
     if (how) *out = *how;
     if (out->max_new_tokens == 0) out->max_new_tokens = 20;
@@ -19009,12 +19022,12 @@ static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_
     if (!out->has_length_penalty) { out->length_penalty = 1; out->has_length_penalty = true; }
     return twi_check_number(tw, "max_new_tokens", (double)out->max_new_tokens, 1, most) &&
            twi_check_number(tw, "min_new_tokens", (double)out->min_new_tokens, 0, most) &&
-           twi_check_number(tw, "temperature", (double)out->temperature, 1e-30, 1e30) &&
+           twi_check_number(tw, "temperature", (double)out->temperature, least, (double)1e30f) &&
            twi_check_number(tw, "top_k", (double)out->top_k, -1, most) &&
-           twi_check_number(tw, "top_p", (double)out->top_p, 1e-30, 1) &&
+           twi_check_number(tw, "top_p", (double)out->top_p, least, 1) &&
            twi_check_number(tw, "min_p", (double)out->min_p, 0, 1) &&
-           twi_check_number(tw, "typical_p", (double)out->typical_p, 1e-30, 1) &&
-           twi_check_number(tw, "repetition_penalty", (double)out->repetition_penalty, 1e-30, 1e30) &&
+           twi_check_number(tw, "typical_p", (double)out->typical_p, least, 1) &&
+           twi_check_number(tw, "repetition_penalty", (double)out->repetition_penalty, least, (double)1e30f) &&
            twi_check_number(tw, "no_repeat_ngram_size", (double)out->no_repeat_ngram_size, 0, most) &&
            twi_check_number(tw, "num_beams", (double)out->num_beams, 1, TWI_MAX_BEAMS) &&
            twi_check_number(tw, "length_penalty", (double)out->length_penalty, -1e3, 1e3) &&
@@ -20269,7 +20282,10 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
     memset(&h, 0, sizeof h);
     if (!twi_decoder_of(model, &shape) || !twi_saved_open(tw, &s, data, size)) return NULL;
     twi_saved_fields(&s, &h);
-    if (s.ok && !twi_settle(tw, &h.how, &settled)) return NULL;
+    if (s.ok) {
+        if (!twi_settle(tw, &h.how, &settled)) return NULL;
+        h.how = settled;                                    /* a 0 is the default that it stands for, here too */
+    }
     if (!twi_saved_fits(tw, &s, &h, &shape)) return NULL;
     settled.on_text = how ? how->on_text : NULL;
     settled.user = how ? how->user : NULL;
@@ -20437,7 +20453,8 @@ TWDEF tw_dataset *tw_dataset_from_ids(tw_context *tw, const int32_t *ids, int64_
     tw_dataset *d = twi_new_data(tw, how);
     if (!d) return NULL;
     if (d->how.block_size == 0) d->how.block_size = 1024;
-    if (ids && count >= 0 && twi_fill_blocks(d, NULL, ids, count)) return d;
+    if (!ids || count < 0) twi_fail(tw, TW_E_ARGUMENT, "data: the ids are missing, or their number is below 0");
+    else if (twi_fill_blocks(d, NULL, ids, count)) return d;
     tw_dataset_free(d);
     return NULL;
 }
@@ -20936,7 +20953,11 @@ TWDEF bool tw_next_batch(tw_dataset *data, tw_batch *batch) {
 TWDEF int64_t tw_dataset_rows(const tw_dataset *data) { return data ? data->rows : 0; }
 TWDEF int64_t tw_dataset_position(const tw_dataset *data) { return data ? data->position : 0; }
 TWDEF bool tw_dataset_seek(tw_dataset *data, int64_t batches) {
-    if (!data || batches < 0) return false;
+    if (!data) return false;
+    if (batches < 0 || batches >= INT64_MAX / data->how.batch_size) {           /* its rows have to be countable, to its last one */
+        twi_fail(data->region.tw, TW_E_RANGE, "data: no batch %lld can be gone to", (long long)batches);
+        return false;
+    }
     data->position = batches;
     return true;
 }
@@ -20961,7 +20982,7 @@ TWDEF void tw_progress(tw_dataset *data, const char *name, double value) {
     seconds = (double)(now - data->begun) / 1e6;
     rate = seconds > 0 ? (double)done / seconds : 0;
     left = rate > 0 ? (int64_t)((double)(total - data->position) / rate) : 0;
-    for (i = 0; i < WIDTH; i++) bar[i] = i < data->position * WIDTH / (total ? total : 1) ? '=' : ' ';
+    for (i = 0; i < WIDTH; i++) bar[i] = last || i < data->position * WIDTH / total ? '=' : ' ';
     bar[WIDTH] = 0;
     fprintf(stderr, "%sstep %lld/%lld [%s] %s %.4f  %.0f tokens/s  left %lld:%02lld%s", terminal ? "\r" : "", (long long)data->position, (long long)total, bar,
             name ? name : "", value, rate * (double)data->tokens_a_batch, (long long)(left / 60), (long long)(left % 60), terminal && !last ? "  " : "\n");
@@ -21103,7 +21124,12 @@ TWDEF bool tw_set_labels(tw_model *model, const char *const *names, int64_t coun
     char key[24];
     int64_t i;
     bool ok;
-    if (!model || !names || !model->config) return false;
+    if (!model) return false;
+    for (i = 0; names && i < count; i++) if (!names[i]) break;
+    if (!names || count < 0 || i < count || !model->config) {
+        twi_fail(model->region.tw, TW_E_ARGUMENT, "labels: %s", model->config ? "their names are missing" : "the model has no config for them");
+        return false;
+    }
     ids = tw_json_set_object(model->config, "id2label");
     labels = ids ? tw_json_set_object(model->config, "label2id") : NULL;
     ok = labels != NULL;
