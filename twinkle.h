@@ -1813,7 +1813,7 @@ static uint64_t twi_mix(uint64_t x) {                     /* SplitMix64's finali
 static uint64_t twi_next_stream(tw_context *tw) { return twi_mix(tw->seed + UINT64_C(0x9E3779B97F4A7C15) * ++tw->draws); }
 
 /* -- growing text -------------------------------------------------------------------------------
-   Appending to a text whose region has no memory left does nothing; twi_text_ok tells at the end. */
+   Appending to a text whose region has no memory left does nothing; `failed` tells at the end, until the text is cleared. */
 typedef struct twi_text { twi_region *region; char *data; size_t length, capacity; bool failed; } twi_text;
 
 static twi_text twi_text_new(twi_region *region) { twi_text t; memset(&t, 0, sizeof t); t.region = region; return t; }
@@ -1831,7 +1831,7 @@ static void twi_text_bytes(twi_text *t, const char *bytes, size_t n) {
 }
 static void twi_text_add(twi_text *t, const char *s) { twi_text_bytes(t, s, strlen(s)); }
 static void twi_text_char(twi_text *t, char c) { twi_text_bytes(t, &c, 1); }
-static void twi_text_clear(twi_text *t) { t->length = 0; if (t->data) t->data[0] = 0; }
+static void twi_text_clear(twi_text *t) { t->length = 0; t->failed = false; if (t->data) t->data[0] = 0; }
 static void twi_text_free(twi_text *t) { twi_free(t->region, t->data); memset(t, 0, sizeof *t); }
 static const char *twi_text_string(const twi_text *t) { return t->data ? t->data : ""; }
 
@@ -4237,18 +4237,22 @@ static void twi_copy_strided(const tw_context *tw, int rank, const int64_t *shap
 }
 
 TWDEF int64_t tw_read(const tw_tensor *t, float *out, int64_t room) {
-    int64_t count = tw_count(t), row[TW_MAX_DIMS], step = 1, i;
+    int64_t count = tw_count(t), row[TW_MAX_DIMS], step = 1;
+    twi_walk w;
     int axis;
     if (!t || t->tw->planning || !out || room < count) return count;
     for (axis = t->rank - 1; axis >= 0; axis--) { row[axis] = step; step *= t->shape[axis]; }
     if (t->dtype == TW_F32) twi_copy_strided(t->tw, t->rank, t->shape, out, row, (const float *)t->data, t->stride);
     else if (t->dtype == TW_F16 || t->dtype == TW_BF16) {
         if (!twi_plain(t)) return 0;
-        twb_convert(&t->tw->cpu, (ptrdiff_t)count, t->data, (twb_type)t->dtype, out, TWB_F32);
+        if (tw_is_contiguous(t)) twb_convert(&t->tw->cpu, (ptrdiff_t)count, t->data, (twb_type)t->dtype, out, TWB_F32);
+        else for (twi_walk_start(&w, t->rank, t->shape, row, t->stride, NULL); w.more; twi_walk_next(&w))
+            twb_convert(&t->tw->cpu, 1, (const uint16_t *)t->data + w.at[1], (twb_type)t->dtype, out + w.at[0], TWB_F32);
     }
     else if (twi_is_quantized(t->dtype))
         twb_dequantize_packed(&t->tw->cpu, twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data, !t->in_out, out, (ptrdiff_t)t->shape[1]);
-    else if (t->dtype == TW_I32) for (i = 0; i < count; i++) out[i] = (float)((const int32_t *)t->data)[i];
+    else if (t->dtype == TW_I32)
+        for (twi_walk_start(&w, t->rank, t->shape, row, t->stride, NULL); w.more; twi_walk_next(&w)) out[w.at[0]] = (float)((const int32_t *)t->data)[w.at[1]];
     return count;
 }
 
@@ -4325,7 +4329,7 @@ static bool twi_allocate_parameter(twi_region *region, tw_tensor *t) {
 }
 
 TWDEF tw_tensor *tw_parameter(tw_context *tw, const char *name, tw_shape shape) {
-    tw_tensor *t = twi_new_parameter(&tw->region, name ? name : "", shape);
+    tw_tensor *t = tw ? twi_new_parameter(&tw->region, name ? name : "", shape) : NULL;
     if (!t || !twi_allocate_parameter(&tw->region, t)) return NULL;
     tw_fill(t, 0);
     return t;
@@ -6541,6 +6545,8 @@ TWDEF tw_tensor *tw_checkpoint(tw_context *tw, tw_block_fn fn, void *block, size
     twi_mark mark;
     bool was;
     int i;
+    if (!tw) return NULL;
+    if (!fn || !inputs || count < 1 || (!block && block_bytes)) { twi_fail(tw, TW_E_ARGUMENT, "checkpoint: the function, its block or its inputs are missing"); return NULL; }
     if (tw->no_grad) return fn(block, inputs);
     for (i = 0; i < count; i++) if (!inputs[i]) return NULL;
     saved.fn = fn;
@@ -6549,7 +6555,7 @@ TWDEF tw_tensor *tw_checkpoint(tw_context *tw, tw_block_fn fn, void *block, size
     saved.block = twi_step_record(tw, block_bytes);
     held = (tw_tensor **)twi_step_record(tw, (size_t)count * sizeof *held);
     if (!saved.block || !held) return NULL;
-    memcpy(saved.block, block, block_bytes);
+    if (block_bytes) memcpy(saved.block, block, block_bytes);
     /* the result's room comes first, so that all that follows can be rewound; its shape is that of the first input in
        every block there is, and is checked */
     y = twi_new_like(inputs[0]);
@@ -6709,6 +6715,10 @@ TWDEF tw_tensor *tw_batch_norm_op(tw_tensor *x, tw_tensor *weight, tw_tensor *bi
     memset(&a, 0, sizeof a);
     a.batch = (ptrdiff_t)x->shape[0]; a.channels = (ptrdiff_t)x->shape[1]; a.size = (ptrdiff_t)(x->shape[2] * x->shape[3]);
     a.training = x->tw->training;
+    if (a.training && a.batch * a.size == 0) {
+        twi_fail(x->tw, TW_E_SHAPE, "batch norm %s: image %s has no numbers to take statistics of", weight ? weight->name : "", TWI_SHAPE(x));
+        return NULL;
+    }
     a.eps = eps; a.momentum = momentum;
     a.weight = weight ? twi_f32(weight) : NULL; a.bias = bias ? twi_f32(bias) : NULL;
     a.running_mean = twi_f32(running_mean); a.running_var = twi_f32(running_var);
@@ -6838,6 +6848,7 @@ TWDEF tw_context *tw_context_of(const tw_model *model) { return model ? model->r
 TWDEF void tw_enter(tw_model *model, const char *name, int64_t index) {
     size_t n;
     if (!model) return;
+    if (!name) { twi_fail(model->region.tw, TW_E_ARGUMENT, "enter: no name was given (NULL)"); return; }
     n = strlen(model->prefix);
     if (n + strlen(name) + 24 > sizeof model->prefix) { twi_fail(model->region.tw, TW_E_RANGE, "%s: names are nested too deeply", name); return; }
     if (index >= 0) snprintf(model->prefix + n, sizeof model->prefix - n, "%s.%lld.", name, (long long)index);
@@ -6863,6 +6874,7 @@ TWDEF tw_tensor *tw_add_parameter(tw_model *model, const char *name, tw_shape sh
     char full[320];
     tw_tensor *t, **grown;
     if (!model || tw_failed(model->region.tw)) return NULL;
+    if (!name) { twi_fail(model->region.tw, TW_E_ARGUMENT, "parameter: no name was given (NULL)"); return NULL; }
     snprintf(full, sizeof full, "%s%s", model->prefix, name);
     if (strlen(full) + 1 >= sizeof full) { twi_fail(model->region.tw, TW_E_RANGE, "parameter %.60s...: the name is too long", full); return NULL; }
     grown = (tw_tensor **)twi_grow(&model->region, model->parameter, model->parameters, &model->parameter_room, model->parameters + 1, sizeof *grown);
@@ -6921,6 +6933,7 @@ TWDEF int64_t tw_num_parameters(const tw_model *model, bool trainable_only) {
 
 static tw_tensor *twi_named_parameter(tw_model *model, const char *layer, const char *name, tw_shape shape) {
     char full[160];
+    if (!layer) return tw_add_parameter(model, NULL, shape);           /* which says so */
     snprintf(full, sizeof full, "%s%s%s", layer, layer[0] ? "." : "", name);
     return tw_add_parameter(model, full, shape);
 }
@@ -7011,6 +7024,7 @@ TWDEF bool tw_batch_norm_init(tw_model *model, tw_batch_norm *layer, const char 
     layer->momentum = 0.1f;
     layer->weight = twi_filled_parameter(model, name, "weight", tw_shape1(channels), 1);
     layer->bias = twi_filled_parameter(model, name, "bias", tw_shape1(channels), 0);
+    if (!layer->weight) return false;
     snprintf(full, sizeof full, "%s.running_mean", name);
     layer->running_mean = tw_add_buffer(model, full, tw_shape1(channels), 0);
     snprintf(full, sizeof full, "%s.running_var", name);
@@ -7036,9 +7050,13 @@ struct tw_cache {
     void      *encoder_spare;
 };
 
-/* What a cache for tw_cache_create's numbers will take, in bytes. */
-static size_t twi_cache_bytes(tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room) {
-    return (size_t)(2 * layers) * twi_round_up((size_t)(batch * kv_heads * head_dim * room) * tw_dtype_size(dtype));
+/* Adds what a cache for tw_cache_create's numbers will take, in bytes; false where that cannot be counted. */
+static bool twi_cache_bytes(tw_dtype dtype, int64_t layers, int64_t batch, int64_t kv_heads, int64_t head_dim, int64_t room, size_t *bytes) {
+    int64_t shape[4], count;
+    size_t sides;
+    shape[0] = batch; shape[1] = kv_heads; shape[2] = room; shape[3] = head_dim;
+    count = twi_shape_count(4, shape);
+    return count >= 0 && twi_multiply((size_t)layers, 2 * twi_round_up((size_t)count * tw_dtype_size(dtype)), &sides) && twi_sum(*bytes, sides, bytes);
 }
 static size_t twi_cache_layer_count(const tw_cache *c) { return (size_t)(c->batch * c->heads * c->room * c->head_dim); }
 static size_t twi_cache_encoder_count(const tw_cache *c) { return (size_t)(c->encoder_rows * c->heads * c->encoder_tokens * c->head_dim); }
@@ -7122,6 +7140,7 @@ TWDEF bool tw_cache_reorder(tw_cache *cache, const int32_t *parents) {
     int64_t b;
     bool same = true, encoder_too;
     if (!cache) return false;
+    if (!parents) { twi_fail(cache->region.tw, TW_E_ARGUMENT, "cache: no rows to go on from were given (NULL)"); return false; }
     for (b = 0; b < cache->batch; b++) {
         if (parents[b] < 0 || parents[b] >= cache->batch) { twi_fail(cache->region.tw, TW_E_RANGE, "cache: there is no row %ld", (long)parents[b]); return false; }
         if (parents[b] != b) same = false;
@@ -11426,7 +11445,7 @@ static bool twi_add_folder(tw_weights *w, const char *folder) {
     }
     if (!found && !path.failed)
         twi_fail(tw, TW_E_MISSING, "weights: neither %s nor %s nor an index of one of them is there (%s)", twi_weight_formats[0].file,
-                 twi_weight_formats[1].file, *folder ? folder : "files in memory");
+                 twi_weight_formats[1].file, *folder ? folder : tw->blobs ? "files in memory" : "the path is empty");
     twi_text_free(&path);
     return ok;
 }
@@ -14875,6 +14894,7 @@ static void twi_clean_up(twi_text *text, twi_text *work) {
     twi_text swap;
     for (i = 0; i < sizeof rules / sizeof *rules; i++) {
         twi_text_clear(work);
+        work->failed = text->failed;
         twi_append_replaced(work, twi_text_string(text), text->length, rules[i][0], rules[i][1]);
         swap = *text;
         *text = *work;
@@ -14917,6 +14937,7 @@ static void twi_stage_bytes(tw_decoder *d, size_t index, const char *s, size_t n
     else for (at = 0; at < n; at += size) twi_text_char(&stage->held, (char)twi_char_byte(twi_char_at(s + at, &size)));
     twi_text_clear(&d->work);
     done = twi_utf8_lossy(&d->work, twi_text_string(&stage->held), stage->held.length, false);
+    if (d->work.failed) d->out.failed = true;
     if (stage->held.data) memmove(stage->held.data, stage->held.data + done, stage->held.length - done);
     stage->held.length -= done;
     if (d->work.length) {
@@ -15009,7 +15030,7 @@ static void twi_stage_put(tw_decoder *d, size_t index, const char *s, size_t n, 
         twi_text_clear(&stage->held);
         twi_text_bytes(&stage->held, s, n);
     }
-    if (made.failed) d->out.failed = true;
+    if (made.failed || stage->held.failed) d->out.failed = true;
     twi_text_free(&made);
     twi_text_free(&spare);
 }
@@ -15068,6 +15089,7 @@ static void twi_sp_decode(tw_decoder *d, int32_t id, const char *s, size_t n) {
     bool expects_blank;
     if ((size_t)id < t->model_size && t->types[id] == TWI_PIECE_BYTE) {
         twi_text_char(&d->stages[0].held, (char)twi_byte_token(s, n));
+        if (d->stages[0].held.failed) d->out.failed = true;
         twi_sp_decode_bytes(d, false);
         return;
     }
@@ -15134,18 +15156,24 @@ TWDEF tw_decoder *tw_new_decoder(tw_tokenizer *t, bool skip_special) {
     return d;
 }
 
+/* What has been made.  Without the memory for a part of it that is nothing, beside the error, and the next id begins a text. */
+static const char *twi_decoder_text(tw_decoder *d) {
+    if (d->out.failed) { twi_text_clear(&d->out); twi_decoder_reset(d); }
+    return twi_text_string(&d->out);
+}
+
 TWDEF const char *tw_decoder_feed(tw_decoder *d, int32_t id) {
     if (!d) return "";
     twi_text_clear(&d->out);
     twi_decoder_take(d, id);
-    return twi_text_string(&d->out);
+    return twi_decoder_text(d);
 }
 
 TWDEF const char *tw_decoder_end(tw_decoder *d) {
     if (!d) return "";
     twi_text_clear(&d->out);
     twi_decoder_finish(d);
-    return twi_text_string(&d->out);
+    return twi_decoder_text(d);
 }
 
 TWDEF void tw_free_decoder(tw_decoder *d) {
@@ -15164,6 +15192,7 @@ TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int6
                                        size_t *length) {
     int64_t i;
     tw_decoder *d;
+    const char *text;
     if (length) *length = 0;
     if (!t || (!ids && count > 0)) return "";
     if (!t->own_decoder) t->own_decoder = tw_new_decoder(t, false);
@@ -15173,8 +15202,9 @@ TWDEF const char *tw_detokenize_length(tw_tokenizer *t, const int32_t *ids, int6
     d->skip_special = skip_special;
     for (i = 0; i < count; i++) twi_decoder_take(d, ids[i]);
     twi_decoder_finish(d);
+    text = twi_decoder_text(d);
     if (length) *length = d->out.length;
-    return twi_text_string(&d->out);
+    return text;
 }
 
 TWDEF const char *tw_detokenize(tw_tokenizer *t, const int32_t *ids, int64_t count, bool skip_special) {
@@ -15781,9 +15811,10 @@ static bool twi_add_special(tw_tokenizer *t, const char *text, bool lstrip) {
 typedef struct twi_folder {
     const char *path; twi_text name; tw_json *config, *tokenizer_config, *special_map, *added; } twi_folder;
 
+/* The path of one of its files.  Once there was no memory for one there are none: else it would count as missing. */
 static const char *twi_in_folder(twi_folder *f, const char *name) {
-    twi_join_path(&f->name, f->path, name);
-    return twi_text_string(&f->name);
+    if (!f->name.failed) twi_join_path(&f->name, f->path, name);
+    return f->name.failed ? "" : twi_text_string(&f->name);
 }
 
 static bool twi_folder_has(tw_context *tw, twi_folder *f, const char *name) {
@@ -17467,13 +17498,16 @@ static bool twi_is_to_become(const tw_tensor *t, const tw_load_desc *how) {
     return (how->to_f32 || how->dtype != TW_F32) && twi_becomes(t, how->dtype);
 }
 
-/* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The type, or TW_F32 where it is none. */
-static tw_dtype twi_quantized_as(const tw_weights *file, const tw_weight *w) {
+/* A quantized matrix in a file is a U8 tensor, and __metadata__ says what: see tw_to.  The format, NULL where it is none;
+   the type, TW_F32 where it is none that is known. */
+static const char *twi_quantized_format(const tw_weights *file, const tw_weight *w) {
     char key[400];
-    const char *format;
-    if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return TW_F32;
+    if (w->dtype != TW_U8 || strlen(w->name) + 16 > sizeof key) return NULL;
     snprintf(key, sizeof key, "quantized.%s", w->name);
-    format = tw_weights_metadata(file, key);
+    return tw_weights_metadata(file, key);
+}
+static tw_dtype twi_quantized_as(const tw_weights *file, const tw_weight *w) {
+    const char *format = twi_quantized_format(file, w);
     return !format ? TW_F32 : strcmp(format, "q8_0") == 0 ? TW_Q8_0 : strcmp(format, "q4_0") == 0 ? TW_Q4_0 : TW_F32;
 }
 
@@ -17511,6 +17545,10 @@ static bool twi_take_weight(tw_model *m, tw_tensor *t, const tw_weight *w, const
     bool in_place = w->writable && w->aligned && (w->dtype == TW_F32 || stays_16) && !(in_file && t->rank < 2) && !twi_is_taken(m, w);
     if (twi_is_quantized(quantized))
         return twi_take_blocks(m, t, w, quantized) && (!twi_is_to_become(t, how) || twi_convert_parameter(m, t, how->dtype, false));
+    if (twi_quantized_format(m->weights, w)) {
+        twi_fail(tw, TW_E_UNSUPPORTED, "%s: it is quantized as \"%.40s\", not as q8_0 or q4_0 (%s)", t->name, twi_quantized_format(m->weights, w), w->file);
+        return false;
+    }
     if (w->rank != t->rank || memcmp(w->shape, t->shape, (size_t)t->rank * sizeof *t->shape) != 0) {
         twi_fail(tw, TW_E_SHAPE, "%s: the file has shape %s, the config asks for %s (%s)", t->name, twi_print_shape(w->rank, w->shape).s, TWI_SHAPE(t), w->file);
         return false;
@@ -17545,7 +17583,8 @@ static const twi_other_layout twi_other_layouts[] = {
     { "gpt2", "mlp.c_fc.weight", "mlp.c_fc.weight", 0, 1, true }, { "gpt2", "mlp.c_proj.weight", "mlp.c_proj.weight", 0, 1, true }
 };
 
-/* Does the file have this model's matrices transposed?  A square one does not tell, the first other one does, for all. */
+/* Does the file have this model's matrices transposed?  A square one does not tell, nor do rows of blocks; the first other one does,
+   for all. */
 static bool twi_is_transposed(const tw_model *m, const tw_weights *file) {
     size_t i, k;
     for (i = 0; m->type && i < m->parameters; i++)
@@ -17555,7 +17594,7 @@ static bool twi_is_transposed(const tw_model *m, const tw_weights *file) {
             const tw_weight *w;
             if (!other->transposed || strcmp(m->type->name, other->type) != 0 || !strstr(t->name, other->ours)) continue;
             w = twi_find_weight(m, file, t);
-            if (w && w->rank == 2 && w->shape[0] != w->shape[1]) return w->shape[0] == t->shape[1] && w->shape[1] == t->shape[0];
+            if (w && w->rank == 2 && w->shape[0] != w->shape[1] && !twi_is_quantized(twi_quantized_as(file, w))) return w->shape[0] == t->shape[1] && w->shape[1] == t->shape[0];
         }
     return false;
 }
@@ -17938,7 +17977,11 @@ TWDEF bool tw_save_pretrained(tw_model *model, const char *folder) {
 }
 TWDEF bool tw_save_pretrained_as(tw_model *model, const char *folder, tw_dtype dtype) { return twi_save_folder(model, folder, dtype, false); }
 
-TWDEF bool tw_make_folders(tw_context *tw, const char *path) { return tw && path && !tw_failed(tw) && twi_make_folders(tw, path); }
+TWDEF bool tw_make_folders(tw_context *tw, const char *path) {
+    if (!tw || tw_failed(tw)) return false;
+    if (!path || !*path) { twi_fail(tw, TW_E_ARGUMENT, "folders: the path is %s", path ? "empty" : "missing (NULL)"); return false; }
+    return twi_make_folders(tw, path);
+}
 
 /* -- from file to file -------------------------------------------------------------------------------------------------- */
 
@@ -18108,7 +18151,7 @@ static bool twi_optimizer_init(tw_context *tw, twi_optimizer *o, const char *nam
 /* How many floats of state a parameter needs.  Adafactor keeps a matrix's squares as the mean of each row and column. */
 static size_t twi_optimizer_state(const twi_optimizer *o, const tw_tensor *t) {
     size_t count = (size_t)tw_count(t);
-    if (o->kind == TWI_SGD && o->momentum == 0) return 0;
+    if (count == 0 || (o->kind == TWI_SGD && o->momentum == 0)) return 0;
     if (o->kind == TWI_ADAFACTOR && t->rank >= 2) return count / (size_t)twi_columns(t) + count / (size_t)t->shape[t->rank - 2];
     return count * (size_t)twi_optimizer_table[o->kind].states;
 }
@@ -18160,6 +18203,7 @@ static bool twi_optimizer_update(tw_context *tw, const twi_optimizer *o, tw_tens
     ptrdiff_t n = (ptrdiff_t)tw_count(t);
     double weight_decay = t->no_decay ? 0 : o->weight_decay;
     float *p = (float *)t->data, *g = t->grad;
+    if (n == 0) return true;                                /* nor is there any state */
     switch (o->kind) {
     case TWI_ADAMW:
     case TWI_ADAM: {
@@ -18213,7 +18257,8 @@ TWDEF bool tw_scheduler_init(tw_context *tw, tw_scheduler *s, const char *name, 
     double warmup = 0, max_steps = 0;
     int kind = 0;
     bool ok;
-    if (!options || !name) return false;
+    if (options && !name) twi_fail(tw, TW_E_ARGUMENT, "scheduler: no name was given (NULL)");
+    if (!options || !name) { tw_json_free(options); return false; }
     while (kind < TWI_SCHEDULERS && strcmp(twi_scheduler_table[kind].name, name) != 0) kind++;
     memset(s, 0, sizeof *s);
     s->kind = kind;
@@ -18258,7 +18303,7 @@ TWDEF double tw_scheduler_factor(const tw_scheduler *s, int64_t step) {
     case TWI_POLYNOMIAL: {
         double left;
         if (step > s->max_steps) return s->lr_end / s->lr;
-        left = 1 - (at - warmup) / rest;
+        left = 1 - progress;
         return ((s->lr - s->lr_end) * pow(left, s->power) + s->lr_end) / s->lr;
     }
     case TWI_INVERSE_SQRT: return 1 / sqrt((at + s->timescale - warmup) / s->timescale);
@@ -18837,8 +18882,9 @@ static bool twi_load_checkpoint(tw_model *m, const char *folder, bool optimizer_
     twi_text path;
     size_t i;
     bool ok = true;
-    if (!m || tw_failed(m->region.tw) || !folder) return false;
+    if (!m || tw_failed(m->region.tw)) return false;
     tw = m->region.tw;
+    if (!folder) { twi_fail(tw, TW_E_ARGUMENT, "checkpoint: no folder was given (NULL)"); return false; }
     file = tw_open_weights(tw, folder);
     if (!file) return false;
     for (i = 0; ok && i < m->parameters; i++) {
@@ -18965,13 +19011,12 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
             tw_clip_grad_and_step(m, 1, 2, NULL);
         } else {
             tw_no_grad(dry, true);
-            tw_model_forward(m, &batch, NULL, NULL);
-            if (d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
+            if (tw_model_forward(m, &batch, NULL, NULL) && d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
                 const tw_dtype cached = d.dtype == TW_F32 ? TW_F32 : TW_F16;
-                int64_t rows = d.batch * shape.heads;
-                plan.cache_bytes = shape.start >= 0 ? twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence) +
-                                                      twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.new_tokens)
-                                                    : twi_cache_bytes(cached, shape.layers, 1, rows, shape.head_dim, d.sequence + d.new_tokens);
+                const int64_t before = shape.start >= 0 ? 0 : d.sequence;       /* in the decoder's own cache; an encoder's tokens have another */
+                if (d.new_tokens > INT64_MAX - before || (shape.start >= 0 && !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, d.sequence, &plan.cache_bytes)) ||
+                    !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, before + d.new_tokens, &plan.cache_bytes))
+                    twi_fail(dry, TW_E_RANGE, "plan: a cache for %lld x (%lld + %lld) tokens cannot be counted", (long long)d.batch, (long long)d.sequence, (long long)d.new_tokens);
             }
         }
     }
@@ -18980,7 +19025,8 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
     plan.optimizer_bytes = dry->planned_optimizer;
     plan.activations_bytes = dry->arena.peak;
     plan.scratch_bytes = dry->scratch_bytes;
-    plan.total_bytes = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes + plan.scratch_bytes + plan.cache_bytes;
+    plan.total_bytes = plan.weights_bytes + plan.gradients_bytes + plan.optimizer_bytes + plan.activations_bytes + plan.scratch_bytes;
+    if (!twi_sum(plan.total_bytes, plan.cache_bytes, &plan.total_bytes)) twi_fail(dry, TW_E_RANGE, "plan: the bytes of it all cannot be counted");
     if (tw_failed(dry)) { twi_fail(tw, dry->code, "%s", dry->error); memset(&plan, 0, sizeof plan); }
     tw_destroy(dry);
     return plan;
@@ -18990,7 +19036,8 @@ TWDEF tw_plan tw_plan_model(tw_context *tw, const char *config_path, const tw_pl
     tw_plan plan;
     tw_json *config;
     memset(&plan, 0, sizeof plan);
-    if (!tw || tw_failed(tw) || !config_path) return plan;
+    if (!tw || tw_failed(tw)) return plan;
+    if (!config_path) { twi_fail(tw, TW_E_ARGUMENT, "plan: no config was named (NULL)"); return plan; }
     config = tw_json_load(tw, config_path);
     if (config) plan = tw_plan_config(tw, config, how);
     tw_json_free(config);
@@ -19018,6 +19065,7 @@ static bool twi_check_bits(tw_context *tw, int bits) {
 }
 static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_desc *out) {
     const double most = 9007199254740992.0;                 /* 2^53: any whole number that a double holds */
+    const double least = (double)1e-30f;                    /* a float's limit is a float, which 1e-30 and 1e30 are not */
     memset(out, 0, sizeof *out);
     if (how) *out = *how;
     if (out->max_new_tokens == 0) out->max_new_tokens = 20;
@@ -19030,12 +19078,12 @@ static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_
     if (!out->has_length_penalty) { out->length_penalty = 1; out->has_length_penalty = true; }
     return twi_check_number(tw, "max_new_tokens", (double)out->max_new_tokens, 1, most) &&
            twi_check_number(tw, "min_new_tokens", (double)out->min_new_tokens, 0, most) &&
-           twi_check_number(tw, "temperature", (double)out->temperature, 1e-30, 1e30) &&
+           twi_check_number(tw, "temperature", (double)out->temperature, least, (double)1e30f) &&
            twi_check_number(tw, "top_k", (double)out->top_k, -1, most) &&
-           twi_check_number(tw, "top_p", (double)out->top_p, 1e-30, 1) &&
+           twi_check_number(tw, "top_p", (double)out->top_p, least, 1) &&
            twi_check_number(tw, "min_p", (double)out->min_p, 0, 1) &&
-           twi_check_number(tw, "typical_p", (double)out->typical_p, 1e-30, 1) &&
-           twi_check_number(tw, "repetition_penalty", (double)out->repetition_penalty, 1e-30, 1e30) &&
+           twi_check_number(tw, "typical_p", (double)out->typical_p, least, 1) &&
+           twi_check_number(tw, "repetition_penalty", (double)out->repetition_penalty, least, (double)1e30f) &&
            twi_check_number(tw, "no_repeat_ngram_size", (double)out->no_repeat_ngram_size, 0, most) &&
            twi_check_number(tw, "num_beams", (double)out->num_beams, 1, TWI_MAX_BEAMS) &&
            twi_check_number(tw, "length_penalty", (double)out->length_penalty, -1e3, 1e3) &&
@@ -19826,7 +19874,7 @@ static bool twi_advance(tw_generation *g, int64_t most) {
 
 /* A new part of the text.  aloud: on_text hears of it. */
 static bool twi_add_text(tw_generation *g, const char *part, bool aloud) {
-    if (!part) return false;
+    if (!part || tw_failed(g->model->region.tw)) return false;          /* a decoder without memory gives "" beside its error */
     if (!part[0]) return true;
     twi_text_add(&g->text, part);
     if (g->text.failed) return false;
@@ -20290,7 +20338,10 @@ TWDEF tw_generation *tw_generation_restore(tw_model *model, const void *data, si
     memset(&h, 0, sizeof h);
     if (!twi_decoder_of(model, &shape) || !twi_saved_open(tw, &s, data, size)) return NULL;
     twi_saved_fields(&s, &h);
-    if (s.ok && !twi_settle(tw, &h.how, &settled)) return NULL;
+    if (s.ok) {
+        if (!twi_settle(tw, &h.how, &settled)) return NULL;
+        h.how = settled;                                    /* a 0 is the default that it stands for, here too */
+    }
     if (!twi_saved_fits(tw, &s, &h, &shape)) return NULL;
     settled.on_text = how ? how->on_text : NULL;
     settled.user = how ? how->user : NULL;
@@ -20458,7 +20509,8 @@ TWDEF tw_dataset *tw_dataset_from_ids(tw_context *tw, const int32_t *ids, int64_
     tw_dataset *d = twi_new_data(tw, how);
     if (!d) return NULL;
     if (d->how.block_size == 0) d->how.block_size = 1024;
-    if (ids && count >= 0 && twi_fill_blocks(d, NULL, ids, count)) return d;
+    if (!ids || count < 0) twi_fail(tw, TW_E_ARGUMENT, "data: the ids are missing, or their number is below 0");
+    else if (twi_fill_blocks(d, NULL, ids, count)) return d;
     tw_dataset_free(d);
     return NULL;
 }
@@ -20957,7 +21009,11 @@ TWDEF bool tw_next_batch(tw_dataset *data, tw_batch *batch) {
 TWDEF int64_t tw_dataset_rows(const tw_dataset *data) { return data ? data->rows : 0; }
 TWDEF int64_t tw_dataset_position(const tw_dataset *data) { return data ? data->position : 0; }
 TWDEF bool tw_dataset_seek(tw_dataset *data, int64_t batches) {
-    if (!data || batches < 0) return false;
+    if (!data) return false;
+    if (batches < 0 || batches >= INT64_MAX / data->how.batch_size) {           /* its rows have to be countable, to its last one */
+        twi_fail(data->region.tw, TW_E_RANGE, "data: no batch %lld can be gone to", (long long)batches);
+        return false;
+    }
     data->position = batches;
     return true;
 }
@@ -20982,7 +21038,7 @@ TWDEF void tw_progress(tw_dataset *data, const char *name, double value) {
     seconds = (double)(now - data->begun) / 1e6;
     rate = seconds > 0 ? (double)done / seconds : 0;
     left = rate > 0 ? (int64_t)((double)(total - data->position) / rate) : 0;
-    for (i = 0; i < WIDTH; i++) bar[i] = i < data->position * WIDTH / (total ? total : 1) ? '=' : ' ';
+    for (i = 0; i < WIDTH; i++) bar[i] = last || i < data->position * WIDTH / total ? '=' : ' ';
     bar[WIDTH] = 0;
     fprintf(stderr, "%sstep %lld/%lld [%s] %s %.4f  %.0f tokens/s  left %lld:%02lld%s", terminal ? "\r" : "", (long long)data->position, (long long)total, bar,
             name ? name : "", value, rate * (double)data->tokens_a_batch, (long long)(left / 60), (long long)(left % 60), terminal && !last ? "  " : "\n");
@@ -21124,7 +21180,12 @@ TWDEF bool tw_set_labels(tw_model *model, const char *const *names, int64_t coun
     char key[24];
     int64_t i;
     bool ok;
-    if (!model || !names || !model->config) return false;
+    if (!model) return false;
+    for (i = 0; names && i < count; i++) if (!names[i]) break;
+    if (!names || count < 0 || i < count || !model->config) {
+        twi_fail(model->region.tw, TW_E_ARGUMENT, "labels: %s", model->config ? "their names are missing" : "the model has no config for them");
+        return false;
+    }
     ids = tw_json_set_object(model->config, "id2label");
     labels = ids ? tw_json_set_object(model->config, "label2id") : NULL;
     ok = labels != NULL;

@@ -1449,7 +1449,7 @@ typedef struct twb_attention_job {
 /* How many of the keys query i of batch b sees, with `causal` and `prefix` alone.  It never falls from one query to the
    next: tiles and strips below rest on that. */
 static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t i) {
-    ptrdiff_t n = a->causal ? a->query_start + i + 1 : a->tk;
+    ptrdiff_t n = a->causal && a->query_start < a->tk - i ? a->query_start + i + 1 : a->tk;      /* counted only where it can be */
     if (a->prefix && n < (ptrdiff_t)a->prefix[b * a->prefix_batch]) n = (ptrdiff_t)a->prefix[b * a->prefix_batch];
     return n < 0 ? 0 : twb_min_size(n, a->tk);
 }
@@ -1731,6 +1731,7 @@ TWBDEF void twb_parallel(const twb_cpu *cpu, int count, void (*task)(void *arg, 
 
 TWBDEF size_t twb_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_gemm_job job;
+    if (args->m <= 0 || args->n <= 0 || args->k <= 0) return 64;
     twb_gemm_plan(cpu, args, &job);
     return job.worker_floats * (size_t)job.queue.workers * sizeof(float) + 64;
 }
@@ -1738,6 +1739,7 @@ TWBDEF size_t twb_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
 TWBDEF void twb_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_gemm_job job;
     if (args->m <= 0 || args->n <= 0) return;
+    if (args->k <= 0) { twb_ref_gemm(args); return; }       /* no product, so there need not be an A or a B: no pointer is counted from them */
     twb_gemm_plan(cpu, args, &job);
     job.scratch = twb_align64(scratch);
     twb_parallel(cpu, job.queue.workers, TWB_PICK(cpu->isa, twb_gemm_worker), &job);
@@ -1807,10 +1809,11 @@ static float twb_ref_lanes(const twb_gemm_args *g, ptrdiff_t item, ptrdiff_t i, 
 
 TWBDEF void twb_ref_gemm(const twb_gemm_args *g) {
     ptrdiff_t item, i, j, k, k0;
+    if (g->m <= 0 || g->n <= 0) return;
     for (item = 0; item < (g->batch > 1 ? g->batch : 1); item++)
         for (i = 0; i < g->m; i++)
             for (j = 0; j < g->n; j++) {
-                const float *a = g->a + item * g->stride_a;
+                const float *a = g->k > 0 ? g->a + item * g->stride_a : NULL;      /* without a k there need not be an A */
                 float *at = g->c + item * g->stride_c + i * g->ldc + j, c = 0;
                 bool prior = g->beta < 0 || g->beta > 0;
                 if (prior) c = g->beta * *at;
@@ -1988,6 +1991,7 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
 }
 TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_quant_job job;
+    if (args->m <= 0 || args->n <= 0) return 64;
     return twb_quant_plan(cpu, args, &job);
 }
 static void twb_quant_place(twb_quant_job *job, void *scratch) {
@@ -2363,7 +2367,7 @@ TWBDEF void twb_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, c
     twb_rows_job job = twb_rows(rows, cols);
     job.x = x; job.ldx = ldx; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = ldy;
     job.mean = mean; job.rstd = rstd;
-    twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.4 * (double)cols);
+    twb_run(cpu, TWB_SPAN_norm, &job, cols > 0 ? rows : 0, 1, 0.4 * (double)cols);
 }
 TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x,
                                const float *residual, float *sum, const float *weight, const float *bias, float eps,
@@ -2372,14 +2376,14 @@ TWBDEF void twb_add_layer_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t col
     job.x = x; job.ldx = cols; job.weight = weight; job.bias = bias; job.eps = eps; job.out = y; job.ld_out = cols;
     job.mean = mean; job.rstd = rstd;
     job.residual = residual; job.sum = sum;
-    twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.5 * (double)cols);
+    twb_run(cpu, TWB_SPAN_norm, &job, cols > 0 ? rows : 0, 1, 0.5 * (double)cols);
 }
 TWBDEF void twb_rms_norm(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
                          const float *weight, float eps, float *y, ptrdiff_t ldy, float *rstd) {
     twb_rows_job job = twb_rows(rows, cols);
     job.x = x; job.ldx = ldx; job.weight = weight; job.eps = eps; job.out = y; job.ld_out = ldy; job.rstd = rstd;
     job.root_mean_square = true;
-    twb_run(cpu, TWB_SPAN_norm, &job, rows, 1, 0.4 * (double)cols);
+    twb_run(cpu, TWB_SPAN_norm, &job, cols > 0 ? rows : 0, 1, 0.4 * (double)cols);
 }
 
 TWBDEF void twb_layer_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols, const float *x, ptrdiff_t ldx,
@@ -2391,7 +2395,7 @@ TWBDEF void twb_layer_norm_backward(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_
     job.ldx = ldx; job.lddy = lddy; job.weight = weight; job.ld_out = lddx; job.accumulate = accumulate_dx;
     job.dweight = dweight; job.dbias = dbias;
     job.root_mean_square = mean == NULL;
-    for (r = 0; r < rows; r += block) {         /* rows are still in the cache when they are read for the second time */
+    for (r = 0; r < rows && cols > 0; r += block) {     /* rows are still in the cache when they are read for the second time */
         job.rows = twb_min_size(block, rows - r);
         job.x = x + r * ldx; job.dy = dy + r * lddy; job.given_mean = mean ? mean + r : NULL; job.given_rstd = rstd + r;
         if (dweight || dbias)                   /* first: dx may be dy */
@@ -2608,10 +2612,10 @@ typedef struct twb_conv_job {
 } twb_conv_job;
 
 TWBDEF ptrdiff_t twb_conv2d_out_height(const twb_conv2d_args *a) {
-    return (a->height + 2 * a->pad_h - a->dilation_h * (a->kernel_h - 1) - 1) / a->stride_h + 1;
+    return a->stride_h < 1 ? 0 : (a->height + 2 * a->pad_h - a->dilation_h * (a->kernel_h - 1) - 1) / a->stride_h + 1;
 }
 TWBDEF ptrdiff_t twb_conv2d_out_width(const twb_conv2d_args *a) {
-    return (a->width + 2 * a->pad_w - a->dilation_w * (a->kernel_w - 1) - 1) / a->stride_w + 1;
+    return a->stride_w < 1 ? 0 : (a->width + 2 * a->pad_w - a->dilation_w * (a->kernel_w - 1) - 1) / a->stride_w + 1;
 }
 
 static void twb_conv_plan(const twb_conv2d_args *a, twb_conv_job *job) {
@@ -2806,9 +2810,9 @@ typedef struct twb_pool_job {
 } twb_pool_job;
 
 TWBDEF ptrdiff_t twb_pool2d_out_height(const twb_pool2d_args *a) {
-        return (a->height + 2 * a->pad_h - a->kernel_h) / a->stride_h + 1; }
+        return a->stride_h < 1 ? 0 : (a->height + 2 * a->pad_h - a->kernel_h) / a->stride_h + 1; }
 TWBDEF ptrdiff_t twb_pool2d_out_width(const twb_pool2d_args *a) {
-        return (a->width + 2 * a->pad_w - a->kernel_w) / a->stride_w + 1; }
+        return a->stride_w < 1 ? 0 : (a->width + 2 * a->pad_w - a->kernel_w) / a->stride_w + 1; }
 
 /* window [*from, *to) of output place r, inside the image */
 static void twb_pool_window(ptrdiff_t r, ptrdiff_t stride, ptrdiff_t pad, ptrdiff_t kernel, ptrdiff_t size,
@@ -4830,7 +4834,7 @@ TWB_FN void TWB_NAME(twb_quant_worker)(void *arg, int worker) {
         const ptrdiff_t beside = twb_quant_beside(i1 - i0);
         ptrdiff_t panels;
         for (j = j0; j < j1; j += 16 * panels) {
-            const unsigned char *panel = (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0);
+            const unsigned char *panel = g->k > 0 ? (const unsigned char *)g->b + twb_quant_at(g->b_type, g->k, j / 16, 0) : NULL;
             ptrdiff_t left = twb_ceil_div(i1 - i0, TWB_QUANT_ROWS);
             panels = j1 - j > 16 * (beside - 1) ? beside : 1;
             for (i = i0; i < i1; left--) {

@@ -489,9 +489,32 @@ static void check_packings(void) {
         }
 }
 
+/* Without a k there need be no operands, and without a row or a column no size is too large. */
+static void check_nothing(void) {
+    twb_cpu cpu = twb_cpu_default();
+    twb_gemm_args g;
+    float c[6], scratch[1024];
+    int i, kind;
+    for (kind = 0; kind < 8; kind++) {
+        memset(&g, 0, sizeof g);
+        g.m = 2; g.n = 3; g.alpha = 1; g.beta = kind & 1 ? 0.5f : 0; g.c = c; g.ldc = 3;
+        g.bf16_products = (kind & 2) != 0; g.few_by_lanes = (kind & 4) != 0;
+        for (i = 0; i < 6; i++) c[i] = (float)i;
+        CHECK(twb_gemm_scratch(&cpu, &g) <= sizeof scratch, "the scratch is larger");
+        twb_gemm(&cpu, &g, scratch);
+        for (i = 0; i < 6; i++) CHECK(c[i] == g.beta * (float)i, "kind %d: a product without a k is %g", kind, (double)c[i]);
+        twb_ref_gemm(&g);
+    }
+    g.m = 0; g.n = PTRDIFF_MAX;
+    CHECK(twb_gemm_scratch(&cpu, &g) <= sizeof scratch, "no row");
+    g.m = PTRDIFF_MAX; g.n = 0;
+    CHECK(twb_gemm_scratch(&cpu, &g) <= sizeof scratch, "no column");
+}
+
 int main(int argc, char **argv) {
     int layout;
     check_begin(argc, argv);
+    check_nothing();
     check_products();
     check_packings();
     check_rows_and_threads(false);

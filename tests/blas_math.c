@@ -1146,8 +1146,37 @@ static void check_random_numbers(void) {
     release(x); release(y); release(z);
 }
 
+/* Sizes and settings at the end of what can be said: no division by zero, no pointer counted from NULL, no sum that wraps. */
+static void check_limits(void) {
+    const twb_cpu cpu = one_thread();
+    twb_conv2d_args conv;
+    twb_pool2d_args pool;
+    twb_attention_args a;
+    float x[8] = { 1, 2, 3, 4, 5, 6, 7, 8 }, all[2], causal[2];
+    void *scratch;
+    memset(&conv, 0, sizeof conv);
+    memset(&pool, 0, sizeof pool);
+    memset(&a, 0, sizeof a);
+    CHECK(twb_conv2d_out_height(&conv) == 0 && twb_conv2d_out_width(&conv) == 0, "a convolution with a stride of 0");
+    CHECK(twb_pool2d_out_height(&pool) == 0 && twb_pool2d_out_width(&pool) == 0, "a pooling with a stride of 0");
+    twb_layer_norm(&cpu, 2, 0, NULL, 0, NULL, NULL, 1e-5f, NULL, 0, NULL, NULL);
+    twb_rms_norm(&cpu, 2, 0, NULL, 0, NULL, 1e-5f, NULL, 0, NULL);
+    a.batch = a.heads = a.kv_heads = a.head_dim = 1; a.tq = 2; a.tk = 4; a.scale = 1;
+    a.q = x; a.k = x + 2; a.v = x + 4; a.out = all;
+    a.q_row = a.k_row = a.v_row = a.out_row = 1; a.q_head = a.q_batch = a.out_head = a.out_batch = 2; a.k_head = a.k_batch = a.v_head = a.v_batch = 4;
+    scratch = check_malloc(twb_attention_scratch(&cpu, &a));
+    twb_attention(&cpu, &a, scratch);
+    free(scratch);
+    a.causal = true; a.query_start = PTRDIFF_MAX; a.out = causal;
+    scratch = check_malloc(twb_attention_scratch(&cpu, &a));
+    twb_attention(&cpu, &a, scratch);
+    free(scratch);
+    CHECK(memcmp(all, causal, sizeof all) == 0, "queries behind the last position see %g and %g, not %g and %g", (double)causal[0], (double)causal[1], (double)all[0], (double)all[1]);
+}
+
 int main(int argc, char **argv) {
     check_begin(argc, argv);
+    check_limits();
     check_unary();
     check_slopes();
     check_arrays();

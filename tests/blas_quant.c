@@ -186,6 +186,12 @@ static void check_refusals(void) {
             CHECK(!twb_quantize_packed(&cpu, types[t], 3, 64, TWB_F32, true, w, 64, packed), "%s takes %g", type_names[t], (double)bad[kind]);
             CHECK(!twb_quant_finite(types[t], 3, 64, packed), "%s: %g is finite", type_names[t], (double)bad[kind]);
         }
+        memset(&g, 0, sizeof g);                            /* without a k there need be no operands */
+        g.m = 2; g.n = 3; g.alpha = 1; g.b_type = types[t]; g.b_packed = true; g.c = c; g.ldc = 3;
+        for (i = 0; i < 6; i++) c[i] = 7;
+        CHECK(twb_quant_gemm_scratch(&cpu, &g) <= sizeof scratch, "the scratch is larger");
+        twb_quant_gemm(&cpu, &g, scratch);
+        for (i = 0; i < 6; i++) CHECK(c[i] == 0, "%s: a product without a k is %g", type_names[t], (double)c[i]);
         w[77] = 300000.0f;
         CHECK(twb_quantize_packed(&cpu, types[t], 3, 64, TWB_F32, true, w, 64, packed), "%s refuses 300000", type_names[t]);
         memset(&g, 0, sizeof g);

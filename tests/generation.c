@@ -418,6 +418,30 @@ static void test_bad_savegames(const char *config, const char *other) {
     OK(count.live == 0);
 }
 
+/* A savegame that says 0 beams means 1, which cannot have no rows in the cache. */
+static void test_saved_default(void) {
+    enum { BEAMS_AT = 12 + 6 * 8 + 4 * 8 + 2 + 6 * 4, ROWS_AT = BEAMS_AT + 4 * 4 + 4 * 8 };
+    tw_context *tw = tw_create(NULL);
+    tw_model *model = tw_from_config(tw, SMALL);
+    tw_generate_desc how;
+    int32_t prompt[PROMPT];
+    tw_generation *g;
+    uint64_t hash;
+    size_t i;
+    memset(&how, 0, sizeof how);
+    how.cache_bits = 32;
+    small_prompt(prompt, 5);
+    g = tw_generation_begin_ids(model, prompt, 5, &how);
+    tw_generation_step(g, 0);
+    OK(tw_generation_save(g, writer(sizeof saved.data)) && saved.data[BEAMS_AT] == 1 && saved.data[ROWS_AT] == 1);
+    saved.count -= (size_t)(2 * g->shape.layers * g->shape.heads * g->shape.head_dim * g->cache->length) * sizeof(float);
+    saved.data[BEAMS_AT] = saved.data[ROWS_AT] = 0;
+    hash = twi_hash_bytes(0, saved.data, saved.count - 8);
+    for (i = 0; i < 8; i++) saved.data[saved.count - 8 + i] = (unsigned char)(hash >> 8 * i & 0xFF);
+    OK(!tw_generation_restore(model, saved.data, saved.count, NULL) && strstr(tw_error(tw), "contradicts"));
+    tw_destroy(tw);
+}
+
 /* -- inside a program ---------------------------------------------------------------------------------------------- */
 
 /* The user's own tensors and modes are as they were. */
@@ -523,7 +547,7 @@ static void test_refusals(void) {
     tw_generate_desc how;
     int i;
     small_prompt(prompt, ROOM);
-    for (i = 0; i < 25; i++) {
+    for (i = 0; i < 26; i++) {
         tw_model *of = model;
         int64_t count = 3, room = ROOM;
         tw_code code = TW_E_RANGE;
@@ -553,6 +577,7 @@ static void test_refusals(void) {
         case 21: how.adapter_name = "knight"; code = TW_E_MISSING; break;
         case 22: how.eos_count = 3; code = TW_E_ARGUMENT; break;
         case 23: how.cache_bits = 8; break;
+        case 24: how.repetition_penalty = how.temperature = 1e30f; how.max_new_tokens = 1; code = TW_OK; break;       /* the limit itself */
         default: how.max_new_tokens = 1; code = TW_OK; break;
         }
         count = tw_generate_ids(of, prompt, count, &how, out, room, NULL);
@@ -677,6 +702,8 @@ static void test_nothing_given(void) {
     tw_context *tw = tw_create(NULL);
     tw_model *model = tw_from_config(tw, SMALL);
     tw_memory_file nameless = { NULL, "{}", 2 };
+    static const char *const names[2] = { "a", NULL };
+    tw_linear layer;
     OK(model && !tw_model_forward(model, NULL, NULL, NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
     tw_clear_error(tw);
     OK(!tw_from_config(tw, NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
@@ -686,6 +713,19 @@ static void test_nothing_given(void) {
     OK(!tw_from_memory(tw, &nameless, 1) && tw_error_code(tw) == TW_E_ARGUMENT);
     tw_clear_error(tw);
     OK(!tw_slice(tw_full(tw, tw_shape2(2, 3), 1), 1, 2, INT64_MAX) && tw_error_code(tw) == TW_E_RANGE);
+    tw_clear_error(tw);
+    OK(!tw_cache_reorder(tw_cache_create(tw, TW_F32, 1, 2, 1, 1, 4), NULL) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    tw_enter(model, NULL, 0);
+    OK(tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_linear_init(model, &layer, NULL, 4, 4, true) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_add_parameter(model, NULL, tw_shape1(3)) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_set_labels(model, NULL, 2) && tw_error_code(tw) == TW_E_ARGUMENT);
+    tw_clear_error(tw);
+    OK(!tw_set_labels(model, names, 2) && tw_error_code(tw) == TW_E_ARGUMENT && !tw_label(model, 0));
     tw_destroy(tw);
 }
 
@@ -708,5 +748,6 @@ int main(void) {
     test_limits();
     test_text();
     test_nothing_given();
+    test_saved_default();
     return check_done();
 }

@@ -259,6 +259,8 @@ static void check_elementwise(void) {
     }
 }
 
+static tw_tensor *as_it_is(void *block, tw_tensor *const *inputs) { (void)block; return inputs[0]; }
+
 int main(void) {
     static const struct { const char *name; formula f; } pairs[] = {
         { "add", do_add }, { "sub", do_sub }, { "mul", do_mul }, { "div", do_div }, { "maximum", do_max }, { "minimum", do_min }, { "where", do_where }
@@ -330,6 +332,37 @@ int main(void) {
     { tw_tensor *p[2]; p[0] = param(tw_shape2(3, 7), -2, 2); check("multilabel", do_multilabel, p, 1, 2e-3);
       p[0] = param(tw_shape3(4, 5, 3), -2, 2); p[1] = param(tw_shape2(3, 3), -1, 1); check("crf", do_crf, p, 2, 2e-3);
       p[0] = param(tw_shape3(2, 3, 3), 0.5f, 1.5f); check("crf of a formula", do_crf_plain, p, 2, 2e-3); }
+    { /* numbers of every type are read by their strides */
+        static const int32_t ids[6] = { 0, 1, 2, 3, 4, 5 };
+        static const tw_dtype types[2] = { TW_F16, TW_BF16 };
+        tw_model *m = tw_model_create(tw, "m");
+        tw_tensor *t = tw_ids(tw, tw_shape2(2, 3), ids);
+        tw_linear layer;
+        float x[6], y[6];
+        int k;
+        OK(tw_read(tw_transpose(t, 0, 1), x, 6) == 6 && x[1] == 3 && x[2] == 1 && tw_read(tw_slice(t, 1, 1, 1), x, 6) == 2 && x[0] == 1 && x[1] == 4);
+        OK(tw_linear_init(m, &layer, "w", 3, 2, false));
+        for (k = 0; k < 2; k++) {
+            OK(tw_to(m, types[k]) && tw_read(layer.weight, x, 6) == 6 && tw_read(tw_transpose(layer.weight, 0, 1), y, 6) == 6 && y[1] == x[3] && y[2] == x[1] && x[1] != x[3]);
+            OK(tw_read(tw_slice(layer.weight, 1, 2, 1), y, 6) == 2 && y[0] == x[2] && y[1] == x[5]);
+        }
+        tw_model_free(m);
+    }
+    { /* nothing to take statistics of: the running ones stay */
+        tw_tensor *mean = param(tw_shape1(2), 1, 2), *var = param(tw_shape1(2), 1, 2);
+        bool was = tw_training(tw, true);
+        OK(!tw_batch_norm_op(tw_full(tw, tw_shape4(0, 2, 3, 3), 1), NULL, NULL, mean, var, 1e-5f, 0.1f) && tw_error_code(tw) == TW_E_SHAPE && tw_data(mean)[0] >= 1 && tw_data(var)[1] >= 1);
+        tw_training(tw, was);
+        tw_clear_error(tw);
+    }
+    { /* what a checkpointed block cannot do without */
+        tw_tensor *x = param(tw_shape2(2, 2), -1, 1);
+        OK(!tw_checkpoint(tw, as_it_is, NULL, 5, &x, 1) && tw_error_code(tw) == TW_E_ARGUMENT);
+        tw_clear_error(tw);
+        OK(!tw_checkpoint(tw, as_it_is, NULL, 0, NULL, 0) && !tw_checkpoint(tw, NULL, NULL, 0, &x, 1) && tw_error_code(tw) == TW_E_ARGUMENT);
+        tw_clear_error(tw);
+        OK(tw_checkpoint(tw, as_it_is, NULL, 0, &x, 1) && !tw_parameter(NULL, "p", tw_shape1(2)) && !tw_failed(tw));
+    }
     for (op = 0; op < tw_operation_count(); op++) CHECK(seen[op], "no case reaches %s", tw_operation_name(op));
     tw_destroy(tw);
     return check_done();

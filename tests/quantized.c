@@ -145,9 +145,49 @@ static void check_plan(void) {
     q8 = tw_plan_config(tw, config, &d).weights_bytes;
     d.dtype = TW_Q4_0;
     q4 = tw_plan_config(tw, config, &d).weights_bytes;
+    d.new_tokens = (int64_t)1 << 58;
+    CHECK(tw_plan_config(tw, config, &d).total_bytes == 0 && tw_error_code(tw) == TW_E_RANGE, "a plan of 2^58 tokens: %s", tw_error(tw));
+    tw_clear_error(tw);
+    d.new_tokens = INT64_MAX;
+    CHECK(tw_plan_config(tw, config, &d).total_bytes == 0 && tw_error_code(tw) == TW_E_RANGE, "a plan of 2^63 tokens: %s", tw_error(tw));
+    tw_clear_error(tw);
     CHECK(q4 < q8 && q8 < f32 / 2 && q4 > f32 / 10, "a plan has %lu, %lu and %lu bytes: %s", (unsigned long)f32, (unsigned long)q8, (unsigned long)q4, tw_error(tw));
     tw_json_free(config);
     tw_destroy(tw);
+}
+
+/* Widths at which the rows of blocks have as many bytes as a transposed matrix has rows or columns; and a format of which we know nothing. */
+static void check_reopening(const char *folder) {
+    int width, t;
+    for (width = 32; width <= 72; width += 4)
+        for (t = 0; t < 2; t++) {
+            tw_context *tw = tw_create(NULL);
+            char config[256];
+            tw_model *m;
+            snprintf(config, sizeof config, "{\"model_type\":\"gpt2\",\"architectures\":[\"GPT2LMHeadModel\"],\"n_layer\":1,\"n_embd\":%d,\"n_head\":4,\"n_positions\":64,\"vocab_size\":131}", width);
+            m = tw_from_config(tw, config);
+            CHECK(tw_to(m, types[t]) && tw_save_pretrained(m, folder) && tw_from_pretrained(tw, folder), "width %d as %s: %s", width, tw_dtype_name(types[t]), tw_error(tw));
+            tw_destroy(tw);
+        }
+    {
+        tw_context *tw = tw_create(NULL);
+        static char header[1 << 16];
+        char path[256];
+        FILE *file;
+        size_t n, i;
+        snprintf(path, sizeof path, "%s/model.safetensors", folder);
+        file = fopen(path, "r+b");
+        n = file ? fread(header, 1, sizeof header, file) : 0;
+        for (i = 0; i + 6 < n && memcmp(header + i, "\"q4_0\"", 6) != 0; i++) continue;
+        CHECK(i + 6 < n, "%s names no format", path);
+        if (file) {
+            fseek(file, (long)i + 1, SEEK_SET);
+            fwrite("q5_1", 1, 4, file);
+            fclose(file);
+        }
+        CHECK(!tw_from_pretrained(tw, folder) && tw_error_code(tw) == TW_E_UNSUPPORTED && strstr(tw_error(tw), "q5_1"), "q5_1: %s", tw_error(tw));
+        tw_destroy(tw);
+    }
 }
 
 /* llama.cpp's own Python package: q8_0's blocks byte for byte, and what it reads from blocks of both. */
@@ -190,6 +230,7 @@ int main(void) {
         check_generation(t);
     }
     check_plan();
+    check_reopening("build/quantized");
     check_blocks();
     return check_done();
 }

@@ -356,7 +356,7 @@ static void run_broken_model(const char *name, const char *file, size_t step) {
 
 static void run_out_of_memory(const char *name) {
     counted c = { 0, 0, 0, 0, 0 };
-    char path[256];
+    char path[256], whole[512];
     long fail;
     bool done = false;
     for (fail = 2; !done && fail < 5000; fail++) {
@@ -379,8 +379,15 @@ static void run_out_of_memory(const char *name) {
             for (i = 0; i < e.count; i++) tw_decoder_feed(d, e.ids[i]);
             tw_decoder_end(d);
             if (tw_save_tokenizer(t, SAVED)) done = !tw_failed(tw);
-        }
-        CHECK(done || tw_error_code(tw) == TW_E_MEMORY, "%s: call %ld fails with \"%s\"", name, fail, tw_error(tw));
+            CHECK(done || tw_error_code(tw) == TW_E_MEMORY, "%s: call %ld fails with \"%s\"", name, fail, tw_error(tw));
+            c.fail_at = 0;                                  /* there is memory again: the same text from both */
+            tw_clear_error(tw);
+            if (!d) d = tw_new_decoder(t, false);
+            for (i = 0, whole[0] = 0; i < e.count; i++) strncat(whole, tw_decoder_feed(d, e.ids[i]), sizeof whole - 1 - strlen(whole));
+            strncat(whole, tw_decoder_end(d), sizeof whole - 1 - strlen(whole));
+            CHECK(whole[0] && strcmp(whole, tw_detokenize(t, e.ids, e.count, false)) == 0 && !tw_failed(tw), "%s: after call %ld failed the text is \"%s\" or \"%s\"", name, fail, whole,
+                  tw_detokenize(t, e.ids, e.count, false));
+        } else CHECK(tw_error_code(tw) == TW_E_MEMORY, "%s: call %ld fails with \"%s\"", name, fail, tw_error(tw));
         tw_destroy(tw);
         CHECK(c.live == 0, "%s: %ld blocks are left when call %ld fails", name, c.live, fail);
     }

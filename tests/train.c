@@ -219,6 +219,17 @@ static void scheduler_cases(void) {
     tw_destroy(tw);
 }
 
+/* Warm-up to the last step: the rate is the full one there, and no 0/0. */
+static void scheduler_ends(void) {
+    tw_context *tw = counted_context(1);
+    tw_scheduler s;
+    long before = live_blocks;
+    CHECK(tw_scheduler_init(tw, &s, "polynomial", "{\"warmup_steps\":5,\"max_steps\":5}", 1e-3), "%s", tw_error(tw));
+    CHECK(fabs(tw_scheduler_factor(&s, 5) - 1) < 1e-12, "the factor is %g", tw_scheduler_factor(&s, 5));
+    CHECK(!tw_scheduler_init(tw, &s, NULL, "{}", 1e-3) && tw_error_code(tw) == TW_E_ARGUMENT && live_blocks == before, "a scheduler without a name: %s", tw_error(tw));
+    tw_destroy(tw);
+}
+
 /* -- a small model of our own: the same bits however it is run ------------------------------------------------- */
 static const char *const small = "{\"model_type\":\"gpt2\",\"n_layer\":2,\"n_embd\":36,\"n_head\":3,\"n_positions\":24,\"vocab_size\":97}";
 static tw_dataset *some_data(tw_context *tw, int64_t steps) {
@@ -310,6 +321,50 @@ static void memory_case(bool checkpointing) {
     CHECK(plan.parameters == tw_num_parameters(m, false), "the plan counts %ld parameters", (long)plan.parameters);
     CHECK(plan.activations_bytes >= after.step_bytes / 50 * 49 && plan.activations_bytes <= after.step_bytes / 50 * 51, "the plan says %ld bytes a step, it took %ld", (long)plan.activations_bytes, (long)after.step_bytes);
     CHECK(plan.weights_bytes >= (size_t)plan.parameters * 4 && plan.gradients_bytes == plan.weights_bytes && plan.optimizer_bytes >= 2 * (size_t)plan.parameters * 4, "the plan's parts do not add up");
+    tw_destroy(tw);
+}
+
+/* Parameters without numbers are trained, saved and resumed with by every optimizer. */
+static void empty_case(void) {
+    static const char *const names[] = { "adamw", "adam", "sgd", "lion", "adafactor" };
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof *names; i++) {
+        tw_context *tw = counted_context(1);
+        tw_model *m = tw_model_create(tw, "m");
+        tw_tensor *p = tw_add_parameter(m, "a", tw_shape2(3, 4)), *q = tw_add_parameter(m, "b", tw_shape2(0, 4)), *r = tw_add_parameter(m, "c", tw_shape2(4, 0));
+        tw_set_optimizer(m, names[i], NULL);
+        CHECK(tw_backward(tw_add(tw_sum(p), tw_add(tw_sum(q), tw_sum(r)))) && tw_step(m, NULL), "%s: %s", names[i], tw_error(tw));
+        CHECK(tw_save_checkpoint(m, "out.tmp/empty", true) && tw_resume_from_checkpoint(m, "out.tmp/empty"), "%s: %s", names[i], tw_error(tw));
+        tw_destroy(tw);
+    }
+}
+
+/* What cannot be done is said in a sentence. */
+static void refusals_case(void) {
+    tw_context *tw = counted_context(1);
+    tw_model *m = small_model(tw);
+    tw_dataset *data = some_data(tw, 0);
+    tw_batch batch;
+    CHECK(!tw_dataset_from_ids(tw, NULL, 10, NULL) && tw_error_code(tw) == TW_E_ARGUMENT, "no ids: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(!tw_dataset_seek(data, -1) && tw_error_code(tw) == TW_E_RANGE, "batch -1: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(!tw_dataset_seek(data, INT64_MAX) && tw_error_code(tw) == TW_E_RANGE && tw_dataset_position(data) == 0, "batch 2^63: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(tw_dataset_seek(data, INT64_MAX / 3 - 1) && !tw_next_batch(data, &batch) && !tw_failed(tw), "behind the end: %s", tw_error(tw));
+    tw_progress(data, "loss", 1);
+    CHECK(!tw_resume_from_checkpoint(m, NULL) && tw_error_code(tw) == TW_E_ARGUMENT, "no folder: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(!tw_resume_from_checkpoint(m, "") && strstr(tw_error(tw), "path is empty"), "an empty path: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(!tw_make_folders(tw, "") && tw_error_code(tw) == TW_E_ARGUMENT, "an empty folder: %s", tw_error(tw));
+    tw_clear_error(tw);
+    fail_at = 1;                                            /* a report without memory, and the next one with it */
+    tw_get_train_configs(m);
+    fail_at = 0;
+    CHECK(tw_error_code(tw) == TW_E_MEMORY, "a report without memory: %s", tw_error(tw));
+    tw_clear_error(tw);
+    CHECK(strstr(tw_get_train_configs(m), "Learning rate"), "the next report is \"%s\"", tw_get_train_configs(m));
     tw_destroy(tw);
 }
 
@@ -516,12 +571,15 @@ int main(void) {
     bf16_linear_case();
     bf16_case();
     scheduler_cases();
+    scheduler_ends();
     bits = whole_run(1, false);
     CHECK(whole_run(2, false) == bits && whole_run(3, false) == bits, "threads change the bits of a run");
     CHECK(whole_run(2, true) == bits, "recomputing blocks changes the bits of a run");
     resume_case(bits);
     memory_case(false);
     memory_case(true);
+    empty_case();
+    refusals_case();
     failing_case();
     refused_optimizer_case();
     late_parameter_case();
