@@ -606,7 +606,12 @@ TWBDEF float    twb_log1(float x);
 #include <string.h>
 #ifdef _OPENMP
 #  include <omp.h>
-#  if !defined(_WIN32)
+#  if defined(_WIN32)                /* <windows.h> defines a hundred short names: its one function is declared here */
+#    ifdef __cplusplus
+extern "C"
+#    endif
+__declspec(dllimport) int __stdcall SwitchToThread(void);
+#  else
 #    include <sched.h>
 #    include <sys/time.h>
 #    include <sys/select.h>
@@ -1608,7 +1613,14 @@ struct twb_team {
     int over;                           /* 1: go home */
 };
 
-#ifdef _OPENMP
+/* OpenMP has these with seq_cst, one order for all threads, from 4.0 on: an older one does without a team. */
+#if defined(_OPENMP) && _OPENMP >= 201307
+#  define TWB_TEAM 1
+#else
+#  define TWB_TEAM 0
+#endif
+
+#if TWB_TEAM
 static int  twb_atomic_get(int *x) {
     int v;
     #pragma omp atomic read seq_cst
@@ -1642,7 +1654,9 @@ static void twb_wait_a_moment(int turns, bool may_sleep) {
 #else
     if (turns < 2000) return;
 #endif
-#if !defined(_WIN32)
+#if defined(_WIN32)
+    SwitchToThread();
+#else
     if (may_sleep && turns > 2200) { struct timeval t; t.tv_sec = 0; t.tv_usec = 20; select(0, NULL, NULL, NULL, &t); return; }
     sched_yield();
 #endif
@@ -1652,7 +1666,8 @@ enum { TWB_TURNS_TO_SLEEP = 20000 };
 static void twb_serve(twb_team *team) {
     int turns = 0;
     while (!twb_atomic_get(&team->over)) {
-        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= team->count) {
+        /* seen from outside, where the caller may be writing its next job: only a hint, but read whole */
+        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= twb_atomic_get(&team->count)) {
             twb_wait_a_moment(turns, turns > TWB_TURNS_TO_SLEEP);       /* the caller may be doing something else for long */
             if (turns <= TWB_TURNS_TO_SLEEP) turns++;
             continue;
@@ -1667,7 +1682,7 @@ static void twb_team_parallel(twb_team *team, int count, void (*task)(void *arg,
     int turns = 0;
     team->task = task;
     team->arg = arg;
-    team->count = count;
+    twb_atomic_set(&team->count, count);
     twb_atomic_set(&team->next, 0);
     twb_atomic_set(&team->open, 1);
     twb_take_tiles(team);
@@ -1677,7 +1692,7 @@ static void twb_team_parallel(twb_team *team, int count, void (*task)(void *arg,
 #endif
 
 TWBDEF void twb_with_team(const twb_cpu *cpu, void (*body)(void *arg, const twb_cpu *cpu), void *arg) {
-#ifdef _OPENMP
+#if TWB_TEAM
     if (cpu->threads > 1 && !cpu->parallel_for && !cpu->team) {
         twb_team team;
         twb_cpu with = *cpu;
@@ -1703,7 +1718,7 @@ TWBDEF void twb_parallel(const twb_cpu *cpu, int count, void (*task)(void *arg, 
     if (count <= 0) return;
     if (cpu->threads > 1 && count > 1) {
         if (cpu->parallel_for) { cpu->parallel_for(cpu->parallel_user, count, task, arg); return; }
-#ifdef _OPENMP
+#if TWB_TEAM
         if (cpu->team) { twb_team_parallel(cpu->team, count, task, arg); return; }
         {
             int threads = cpu->threads < count ? cpu->threads : count;
