@@ -445,7 +445,8 @@ typedef struct twb_conv2d_args {
     ptrdiff_t groups;                       /* >= 1; divides both channel counts */
 } twb_conv2d_args;
 
-/* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1 */
+/* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1.  The kernel must fit into the padded image, or there is no image: C rounds
+   the quotient towards zero, so a height that is too small by less than a stride would count one row. */
 TWBDEF ptrdiff_t twb_conv2d_out_height(const twb_conv2d_args *args);
 TWBDEF ptrdiff_t twb_conv2d_out_width(const twb_conv2d_args *args);
 /* y[b][o][r][c] = bias[o] + sum over i, u, v of weight[o][i][u][v] x[b][i][r stride + u dilation - pad][...]
@@ -2630,10 +2631,8 @@ static void twb_conv_plan(const twb_conv2d_args *a, twb_conv_job *job) {
     job->direct = a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_h == 0
             && a->pad_w == 0;
     job->block = job->out_h;
-    if (!job->direct && job->patch * job->out_w > 0) {
-        job->block = TWB_CONV_FLOATS / (job->patch * job->out_w);
-        job->block = twb_min_size(job->block > 0 ? job->block : 1, job->out_h > 0 ? job->out_h : 1);
-    }
+    if (!job->direct && job->patch * job->out_w > 0) job->block = twb_min_size(TWB_CONV_FLOATS / (job->patch * job->out_w), job->out_h);
+    if (job->block < 1) job->block = 1;
 }
 
 /* The products over `rows` rows of the output; operands are filled in by the caller. */

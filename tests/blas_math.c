@@ -875,8 +875,27 @@ static void check_conv(ptrdiff_t batch, ptrdiff_t in, ptrdiff_t h, ptrdiff_t w, 
     release(c.x); release(c.weight); release(c.bias); release(c.dy); release(y); release(grads);
 }
 
+/* An image without rows: nothing comes out, and no gradient. */
+static void check_conv_of_nothing(void) {
+    static float weight[6] = { 1, 2, 3, 4, 5, 6 }, dweight[6] = { 1, 1, 1, 1, 1, 1 }, dbias[3] = { 2, 2, 2 }, none[1];
+    twb_cpu cpu = twb_cpu_default();
+    twb_conv2d_args a;
+    void *scratch;
+    int i;
+    memset(&a, 0, sizeof a);
+    a.batch = 2; a.in_channels = 2; a.width = 9; a.out_channels = 3; a.groups = 1;
+    a.kernel_h = a.kernel_w = a.stride_h = a.stride_w = a.dilation_h = a.dilation_w = 1;
+    CHECK(twb_conv2d_out_height(&a) == 0 && twb_conv2d_out_width(&a) == 9, "an image without rows has %d", (int)twb_conv2d_out_height(&a));
+    scratch = check_malloc(twb_conv2d_scratch(&cpu, &a));
+    twb_conv2d(&cpu, &a, none, weight, NULL, none, scratch);
+    twb_conv2d_backward(&cpu, &a, none, weight, none, none, false, dweight, dbias, scratch);
+    for (i = 0; i < 6; i++) CHECK(dweight[i] == 1 && dbias[i / 2] == 2, "an image without rows has a gradient");
+    free(scratch);
+}
+
 static void check_images(void) {
     int k;
+    check_conv_of_nothing();
     check_conv(2, 3, 11, 13, 8, 3, 3, 1, 1, 1, 1);
     check_conv(1, 4, 9, 7, 6, 1, 1, 1, 0, 1, 1);
     check_conv(2, 4, 12, 9, 6, 3, 2, 2, 1, 2, 2);
