@@ -212,7 +212,7 @@ typedef struct twb_gemm_args {
     ptrdiff_t m, n, k;             /* each may be 0 */
     float alpha, beta;
     const float *a; ptrdiff_t lda;
-    const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums */
+    const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums; with k = 0, a and b may be NULL */
     bool b_packed;                 /* b points to what twb_pack_weights() wrote (then trans_b and ldb are ignored) */
     bool bf16_products;            /* A and B are rounded to bf16 before they are multiplied; f32 sums */
     bool few_by_lanes;             /* one or two rows times a B [n,k] that is not packed: added up in another order, see above */
@@ -1741,10 +1741,19 @@ TWBDEF size_t twb_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     return job.worker_floats * (size_t)job.queue.workers * sizeof(float) + 64;
 }
 
+static const float twb_no_numbers[1] = {0};     /* where operands without a number point to: never read */
+
 TWBDEF void twb_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_gemm_job job;
+    twb_gemm_args empty;
     if (args->m <= 0 || args->n <= 0) return;
     twb_gemm_plan(cpu, args, &job);
+    if (args->k <= 0) {                 /* operands without a number may be NULL, and C forbids NULL + i lda: all steps lead nowhere */
+        empty = *args;
+        empty.a = twb_no_numbers; empty.b = twb_no_numbers;
+        empty.lda = empty.ldb = empty.stride_a = empty.stride_b = 0;
+        job.args = &empty;
+    }
     job.scratch = twb_align64(scratch);
     twb_parallel(cpu, job.queue.workers, TWB_PICK(cpu->isa, twb_gemm_worker), &job);
 }
@@ -2098,10 +2107,17 @@ TWBDEF size_t twb_linear_cross_entropy_scratch(const twb_cpu *cpu, const twb_lin
 TWBDEF void twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cross_entropy_args *args, void *scratch) {
     twb_loss_plan plan;
     twb_loss_job job;
+    twb_linear_cross_entropy_args empty;
     unsigned char *base = (unsigned char *)twb_align64(scratch);
     ptrdiff_t *index, next = 0, first, r;
     float *gathered, *gemm_scratch;
     if (args->rows <= 0 || args->vocab <= 0) return;
+    if (args->hidden_size <= 0) {                 /* as in twb_gemm: what has no number may be NULL */
+        empty = *args;
+        empty.hidden = twb_no_numbers; empty.weight = twb_no_numbers;
+        empty.ld_hidden = empty.ld_weight = 0;
+        args = &empty;
+    }
     twb_loss_make_plan(cpu, args, &plan);
     index = (ptrdiff_t *)(void *)(base + plan.at_index);
     gathered = (float *)(void *)(base + plan.at_hidden);
@@ -2138,13 +2154,14 @@ TWBDEF void twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cross_
             twb_gemm_args logits = plan.logits;
             logits.m = rows; logits.n = job.columns = twb_min_size(plan.columns, args->vocab - first);
             logits.a = hidden; logits.lda = ld_hidden;
-            logits.b = args->weight_type == TWB_F32 ? (const void *)((const float *)args->weight + first * args->ld_weight)
-                                                    : (const void *)((const uint16_t *)args->weight + first * args->ld_weight);
             logits.c = job.logits;
             if (args->weight_type >= TWB_Q8_0) {          /* a chunk begins with a panel */
-                logits.b = (const unsigned char *)args->weight + twb_quant_at(args->weight_type, args->hidden_size, first / TWB_PANEL, 0);
+                logits.b = (const char *)args->weight + twb_quant_at(args->weight_type, args->hidden_size, first / TWB_PANEL, 0);
                 twb_quant_gemm(cpu, &logits, gemm_scratch);
-            } else twb_gemm(cpu, &logits, gemm_scratch);
+            } else {
+                logits.b = (const char *)args->weight + first * args->ld_weight * (ptrdiff_t)twb_type_bytes(args->weight_type);
+                twb_gemm(cpu, &logits, gemm_scratch);
+            }
             job.first = first;
             job.queue.next = 0; job.queue.count = rows;
             job.queue.workers = cpu->threads > 1 && rows * job.columns > 16384 ? cpu->threads : 1;
@@ -3834,15 +3851,11 @@ TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
 TWB_VFN void TWB_NAME(twb_square)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, twb_s *s) {
     float square[TWB_W * TWB_W];
-    const float *from = (const float *)b + at;
     int i;
-    if (rows < TWB_W || depth < TWB_W || type != TWB_F32) {
-        if (rows < TWB_W || depth < TWB_W) TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
-        else for (i = 0; i < TWB_W; i++) twb_s_put(square + i * TWB_W, twb_s_load(type, b, at + i * ld));
-        from = square;
-        ld = TWB_W;
-    }
-    twb_s_transpose(from, ld, s);
+    if (rows >= TWB_W && depth >= TWB_W && type == TWB_F32) { twb_s_transpose((const float *)b + at, ld, s); return; }
+    if (rows < TWB_W || depth < TWB_W) TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
+    else for (i = 0; i < TWB_W; i++) twb_s_put(square + i * TWB_W, twb_s_load(type, b, at + i * ld));
+    twb_s_transpose(square, TWB_W, s);
 }
 
 /* Columns [j, j + columns) of B, k from k0 on, into panels [kc][16]; columns that do not exist become 0.
@@ -3853,8 +3866,8 @@ TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, 
     if (trans) {
         for (j0 = 0; j0 < columns; j0 += 16, panel += panel_step)
             for (l = 0; l < 16; l += TWB_W) {
-                const float *from = (const float *)b + (j + j0 + l) * ldb + k0;
                 const ptrdiff_t whole = type == TWB_F32 && columns - j0 - l >= TWB_W ? kc / 16 * 16 : 0;
+                const float *from = whole > 0 ? (const float *)b + (j + j0 + l) * ldb + k0 : NULL;
                 twb_s s[TWB_W];
                 int d, depth;
                 for (k = 0; k < whole; k += 16) {                    /* sixteen k's are a line of memory */
@@ -5939,7 +5952,7 @@ TWB_FN TWB_NAME(twb_att_ahead) TWB_NAME(twb_att_after)(const twb_attention_args 
         next.rows = twb_min_size(TWB_ATT_KEYS, keys_end - after);
         next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(k, after));
         next.at[1] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(v, after));
-    } else if (coming >= 0) {
+    } else if (coming >= 0 && a->tk > 0) {
         const ptrdiff_t b = coming / a->heads, h = coming % a->heads, kv = h / (a->heads / a->kv_heads);
         next.rows = twb_min_size(TWB_ATT_KEYS, a->tk);
         next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_keys)(a, b, kv));
@@ -6147,7 +6160,6 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
     const twb_attention_grads *g = &job->g;
     const ptrdiff_t D = a->head_dim, W = job->depth, group = a->heads / a->kv_heads;
     const twb_rows_of k = TWB_NAME(twb_att_keys)(a, b, kv), v = TWB_NAME(twb_att_values)(a, b, kv);
-    float *dk = g->dk + b * g->dk_batch + kv * g->dk_head, *dv = g->dv + b * g->dv_batch + kv * g->dv_head;
     const twb_v zero = twb_set1(0.0f);
     TWB_NAME(twb_att_tiles) t;
     ptrdiff_t h, i, d, j0, q0;
@@ -6162,19 +6174,18 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
     t.ds = t.p + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
     t.delta = t.ds + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
     for (h = kv * group; h < (kv + 1) * group; h++) {
-        const float *out = a->out + b * a->out_batch + h * a->out_head, *d_out = g->d_out + b * g->d_out_batch
-                + h * g->d_out_head;
-        float *dq = g->dq + b * g->dq_batch + h * g->dq_head;
         for (i = 0; i < a->tq; i++) {
+            const float *out = a->out + b * a->out_batch + h * a->out_head + i * a->out_row;
+            const float *d_out = g->d_out + b * g->d_out_batch + h * g->d_out_head + i * g->d_out_row;
+            float *dq = g->dq + b * g->dq_batch + h * g->dq_head + i * g->dq_row;
             const ptrdiff_t group_end = twb_min_size((i / TWB_ATT_GROUP + 1) * TWB_ATT_GROUP, a->tq);
             twb_v sum = zero;
             for (d = 0; d < D; d += 16)
-                sum = twb_fma(twb_get(out + i * a->out_row + d, D - d), twb_get(d_out + i * g->d_out_row + d, D - d),
-                              sum);
+                sum = twb_fma(twb_get(out + d, D - d), twb_get(d_out + d, D - d), sum);
             t.delta[i] = twb_hsum(sum);
             /* its strip sees nothing: nobody will write here */
             if (!g->accumulate && !twb_attention_visible(a, b, group_end - 1))
-                for (d = 0; d < D; d++) dq[i * g->dq_row + d] = 0.0f;
+                for (d = 0; d < D; d++) dq[d] = 0.0f;
         }
         for (j0 = 0; j0 < a->tk; j0 += TWB_ATT_BACK_KEYS) {
             const ptrdiff_t keys = twb_min_size(TWB_ATT_BACK_KEYS, a->tk - j0);
@@ -6191,8 +6202,8 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
                 if (twb_attention_visible(a, b, q0 + queries - 1) > j0)
                     TWB_NAME(twb_att_backward_block)(job, &t, b, h, q0, queries, j0, keys);
             }
-            TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, dk + j0 * g->dk_row, g->dk_row);
-            TWB_NAME(twb_att_flush)(t.sum_dv, W, keys, D, add, dv + j0 * g->dv_row, g->dv_row);
+            TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, g->dk + b * g->dk_batch + kv * g->dk_head + j0 * g->dk_row, g->dk_row);
+            TWB_NAME(twb_att_flush)(t.sum_dv, W, keys, D, add, g->dv + b * g->dv_batch + kv * g->dv_head + j0 * g->dv_row, g->dv_row);
         }
     }
 }
