@@ -672,7 +672,6 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #    define TWB_INLINE static inline TWB_UNUSED
 #  endif
 #  define TWB_APART __attribute__((noinline))
-#  define TWB_RESTRICT __restrict__
 #  define TWB_PREFETCH(p) __builtin_prefetch(p)
 #  define TWB_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 #  define TWB_TARGET(t) __attribute__((target(t)))
@@ -680,7 +679,6 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #  define TWB_INLINE static __forceinline
 #  define TWB_UNUSED
 #  define TWB_APART __declspec(noinline)
-#  define TWB_RESTRICT __restrict
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
 #  define TWB_TARGET(t)
@@ -688,7 +686,6 @@ __declspec(dllimport) int __stdcall SwitchToThread(void);
 #  define TWB_INLINE static inline
 #  define TWB_UNUSED
 #  define TWB_APART
-#  define TWB_RESTRICT
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
 #  define TWB_TARGET(t)
@@ -883,7 +880,6 @@ TWBDEF float twb_log1(float x) {
 enum {
     TWB_KC = 256,                   /* k's in a block: part of the arithmetic, the same for every kernel set */
     TWB_PANEL = 16,                 /* columns in a panel of B: one twb_v */
-    TWB_MAX_ROWS = 14,              /* rows in the tallest tile */
     TWB_A_ROW = TWB_KC + 16         /* floats from row to row in a copied strip of A: 17 lines, so that rows fall on different sets of the L1 */
 };
 
@@ -925,7 +921,9 @@ typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_L
 
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product of packed 16-bit weights */
-    TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
+    TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] of f32 is transposed in registers: more are worth a panel */
+    TWB_COLUMNS_ROWS_16 = 2,        /* the same for a B of 16 bits, which is transposed anew for each row */
+    TWB_STREAM_ROWS = 4,            /* most rows where rows of B [k,n] are streamed */
     TWB_LANES_ROWS = 2,             /* most rows with few_by_lanes: from three on, transposing is as fast */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
     TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
@@ -970,8 +968,8 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     else if (twb_by_lanes(g)) job->way = TWB_WAY_LANES;
     else if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
-        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
-        else if (g->m <= 4) job->way = TWB_WAY_ROWS;
+        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : TWB_COLUMNS_ROWS_16)) job->way = TWB_WAY_COLUMNS; }
+        else if (g->m <= TWB_STREAM_ROWS) job->way = TWB_WAY_ROWS;
     }
     columns = job->way == TWB_WAY_ROWS ? TWB_SKINNY_SUMS / rows / 16 * 16 : (ptrdiff_t)TWB_BLOCK_COLUMNS;
     if (job->way == TWB_WAY_BF16) columns = 256;
@@ -1136,7 +1134,7 @@ typedef struct twb_quant_job {
     ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
     signed char *q;                 /* [m][32 blocks] */
     float *d;                       /* [m][blocks] */
-    int32_t *less;                  /* [m][blocks]: minus the block's sum of q times what is added to the weights */
+    int32_t *start;                 /* [m][blocks]: what a lane's sum starts at: minus the block's sum of q times what is added to the weights */
     twb_queue queue;
 } twb_quant_job;
 
@@ -1999,7 +1997,7 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     job->column_tasks = twb_ceil_div(g->n, job->task_columns);
     job->queue.count = job->row_tasks * job->column_tasks;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 1 ? job->queue.count : 1);
-    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->less) + 64;
+    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->start) + 64;
 }
 TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_quant_job job;
@@ -2008,8 +2006,8 @@ TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *ar
 static void twb_quant_place(twb_quant_job *job, void *scratch) {
     const size_t blocks = (size_t)job->args->m * (size_t)job->blocks;
     job->d = twb_align64(scratch);
-    job->less = (int32_t *)(void *)(job->d + blocks);
-    job->q = (signed char *)(job->less + blocks);
+    job->start = (int32_t *)(void *)(job->d + blocks);
+    job->q = (signed char *)(job->start + blocks);
 }
 TWBDEF void twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_quant_job job, rows;
@@ -3983,9 +3981,9 @@ TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_args *g, const char *
 }
 
 /* Rows [i0, i1) of the task, a chunk, times columns [j0, j1) over the block of k that begins at k0.  `packed`: an earlier chunk
-   has left B's panels in `block`.  `keep`: each group gets a place of its own there, for the chunks that follow. */
+   has left B's panels in `kept`.  `keep`: each group gets a place of its own there, for the chunks that follow. */
 TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t k0,
-                                     bool packed, float *copies, float *block, bool keep) {
+                                     bool packed, float *copies, float *kept, bool keep) {
     const twb_gemm_args *g = job->args;
     const float *a = g->a + item * g->stride_a;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
@@ -3999,7 +3997,7 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
     t.stream = TWB_STREAM_AHEAD;
     TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
     for (j = j0; j < j1; j = group_end) {
-        float *slot = block + (keep ? (j - j0) * kc : 0);
+        float *slot = kept + (keep ? (j - j0) * kc : 0);
         const float *panels;
         ptrdiff_t strip_index = 0, calls, b_lines, a_lines = 0;
         group_end = twb_min_size(j + job->group, j1);
@@ -4048,13 +4046,13 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
 
 TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
     const ptrdiff_t chunks = twb_ceil_div(i1 - i0, job->chunk_rows);
-    float *block = scratch + (job->copy_a ? twb_min_size(job->task_rows, job->chunk_rows) * TWB_A_ROW : 0);
+    float *kept = scratch + (job->copy_a ? twb_min_size(job->task_rows, job->chunk_rows) * TWB_A_ROW : 0);
     ptrdiff_t k0 = 0, i, end, chunk;
     do {
         for (i = i0, chunk = 0; i < i1; i = end, chunk++) {
             end = twb_min_size(i + twb_min_size(twb_ceil_div(i1 - i, (chunks - chunk) * TWB_ROWS) * TWB_ROWS, job->chunk_rows), i1);
             TWB_NAME(twb_gemm_chunk)(job, item, i, end, j0, j1, k0, chunk > 0 && !(job->args->b_packed && job->args->b_type == TWB_F32),
-                                     scratch, block, chunks > 1);
+                                     scratch, kept, chunks > 1);
         }
         k0 += TWB_KC;
     } while (k0 < job->args->k);
@@ -4766,12 +4764,12 @@ TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
 /* The tile: R rows of A by P neighbouring panels, over all of k; sums [R][16 P]. */
 TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type type, const bool vnni, const twb_quant_job *job, ptrdiff_t i,
                                       const unsigned char *panel, float *sums) {
-    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK, bytes = type == TWB_Q8_0 ? 544 : 288, next = blocks * bytes;
+    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK, bytes = TWB_PANEL * twb_quant_block_bytes(type), next = blocks * bytes;
     const ptrdiff_t distance = TWB_QUANT_AHEAD / P;
     const signed char *x = job->q + i * row;
     const float *d = job->d + i * blocks;
-    const int32_t *less = job->less + i * blocks;
-    const bool shortly = type == TWB_Q4_0 && TWB_Q4_SHORT(vnni);
+    const int32_t *start = job->start + i * blocks;
+    const bool in_16_bits = type == TWB_Q4_0 && TWB_Q4_SHORT(vnni);
     twb_v sum[TWB_QUANT_ROWS];
     ptrdiff_t b;
     int g, r, p;
@@ -4782,7 +4780,7 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
         const char *ahead = (const char *)panel + distance + (b * bytes + distance < next ? 0 : (P - 1) * next);
         twb_vi acc[TWB_QUANT_ROWS];
         TWB_UNROLL
-        for (r = 0; r < R * P; r++) acc[r] = shortly ? twb_iset1(0) : twb_iset1((uint32_t)less[r / P * blocks + b]);
+        for (r = 0; r < R * P; r++) acc[r] = in_16_bits ? twb_iset1(0) : twb_iset1((uint32_t)start[r / P * blocks + b]);
         TWB_UNROLL
         for (g = 0; g < 8; g++) {                             /* 4-bit weights: k's 4h + 16 (g odd) lie in the upper halves */
             const int h = type == TWB_Q8_0 ? g : g / 2, from = type == TWB_Q8_0 ? 4 * g : 4 * h + g % 2 * 16;
@@ -4803,7 +4801,7 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
             const twb_v scale = twb_load_f16((const uint16_t *)(const void *)(panel + p * next));
             TWB_UNROLL
             for (r = 0; r < R; r++) {
-                if (shortly) acc[r * P + p] = twb_iadd(twb_qwide(acc[r * P + p]), twb_iset1((uint32_t)less[r * blocks + b]));
+                if (in_16_bits) acc[r * P + p] = twb_iadd(twb_qwide(acc[r * P + p]), twb_iset1((uint32_t)start[r * blocks + b]));
                 sum[r * P + p] = twb_fma(twb_tofloat(acc[r * P + p]), twb_mul(scale, twb_set1(d[r * blocks + b])), sum[r * P + p]);
             }
         }
@@ -4889,7 +4887,7 @@ TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
                 twb_put_bytes(q, x);
                 twb_put_bytes(q + 16, y);
                 job->d[i * job->blocks + b] = d;
-                job->less[i * job->blocks + b] = -(g->b_type == TWB_Q8_0 ? TWB_Q8_LIFT : 8) * sum;
+                job->start[i * job->blocks + b] = -(g->b_type == TWB_Q8_0 ? TWB_Q8_LIFT : 8) * sum;
             }
 }
 
@@ -4951,10 +4949,8 @@ TWB_FN void TWB_NAME(twb_quantize_q4)(const float *x, unsigned char *blocks) {
         const uint16_t half = twb_f32_to_f16(scale[0][lane]);
         block[0] = (unsigned char)(half & 0xFFu);
         block[1] = (unsigned char)(half >> 8);
-        for (i = 0; i < 16; i++) {                        /* NaN fails the comparison and becomes 0 */
-            const int low = q[i][lane] >= -8 ? (int)q[i][lane] + 8 : 8, high = q[i + 16][lane] >= -8 ? (int)q[i + 16][lane] + 8 : 8;
-            block[2 + i] = (unsigned char)(low | high << 4);
-        }
+        for (i = 0; i < 16; i++)                          /* NaN was made -8 above; the scale is NaN then */
+            block[2 + i] = (unsigned char)((int)(q[i][lane] + 8) | (int)(q[i + 16][lane] + 8) << 4);
     }
 }
 /* Sixteen blocks, x [32][16], as above. */
