@@ -65,7 +65,8 @@
    by OpenMP or by your own job system (tw_desc.parallel_for).
 
    DETERMINISM.  In f32, results have the same bits for every number of threads and on every kernel set (plain C, AVX2, AVX-512,
-   NEON), with gcc (-Ofast included), clang and tcc; clang's -ffast-math changes bits.  All random numbers follow from tw_desc.seed.
+   NEON), with gcc (-Ofast included), clang and tcc; clang's -Ofast, -ffast-math and -ffp-contract=fast change
+   bits.  All random numbers follow from tw_desc.seed.
 
    SWITCHES, to define before including: TWINKLE_STATIC (all symbols private to this file), TWINKLE_NO_STDIO (nothing opens a
    file by itself: tw_desc.read and tw_from_memory remain), TWINKLE_NO_MMAP (files are read, not mapped), TWINKLE_NO_SIMD (plain C
@@ -4204,8 +4205,8 @@ static void twi_copy_piece(void *arg, int index) {
         char *t = job->to + (first * job->to_stride[job->axis] + w.at[0]) * size;
         const float *f = job->from + first * job->from_stride[job->axis] + w.at[1];
         if (job->type != TW_F32) {
-            if (ts == 1 && fs == 1) twb_convert(&job->cpu, (ptrdiff_t)n, f, TWB_F32, t, (twb_type)job->type);
-            else for (i = 0; i < n; i++) twb_convert(&job->cpu, 1, f + i * fs, TWB_F32, t + i * ts * size, (twb_type)job->type);
+            if (ts == 1 && fs == 1) twb_convert(&job->cpu, (ptrdiff_t)n, f, TWB_F32, t, twi_twb_type(job->type));
+            else for (i = 0; i < n; i++) twb_convert(&job->cpu, 1, f + i * fs, TWB_F32, t + i * ts * size, twi_twb_type(job->type));
         } else if (ts == 1 && fs == 1) memcpy(t, f, (size_t)n * sizeof *f);
         else for (i = 0; i < n; i++) ((float *)(void *)t)[i * ts] = f[i * fs];
     }
@@ -5523,7 +5524,7 @@ static void twi_linear_backward(twi_node *node, float *dy) {
         p.m = (ptrdiff_t)rows; p.n = (ptrdiff_t)in; p.k = (ptrdiff_t)out;
         p.alpha = 1; p.beta = slot.accumulate ? 1.0f : 0.0f;
         p.a = g; p.lda = p.k;
-        p.b = twi_plain(weight); p.b_type = (twb_type)weight->dtype; p.trans_b = saved->in_out; p.ldb = (ptrdiff_t)(saved->in_out ? out : in);
+        p.b = twi_plain(weight); p.b_type = twi_twb_type(weight->dtype); p.trans_b = saved->in_out; p.ldb = (ptrdiff_t)(saved->in_out ? out : in);
         p.c = slot.data; p.ldc = p.n;
         p.bf16_products = saved->bf16;
         twi_gemm(tw, &p);
@@ -5719,10 +5720,10 @@ static tw_tensor *twi_embedding_padded(tw_tensor *table, const tw_tensor *ids, i
         twb_quant_embedding(&table->tw->cpu, twi_twb_type(table->dtype), (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data,
                             table->data, twi_f32(y), (ptrdiff_t)table->shape[1]);
     else if (twi_computes(table->tw) && table->panels)      /* the file's pages are left alone: each would come with sixteen neighbours */
-        twb_packed_embedding(&table->tw->cpu, (twb_type)table->dtype, (ptrdiff_t)table->shape[0], (ptrdiff_t)table->shape[1], (ptrdiff_t)tw_count(ids),
+        twb_packed_embedding(&table->tw->cpu, twi_twb_type(table->dtype), (ptrdiff_t)table->shape[0], (ptrdiff_t)table->shape[1], (ptrdiff_t)tw_count(ids),
                              (const int32_t *)ids->data, table->panels, twi_f32(y), (ptrdiff_t)table->shape[1]);
     else if (twi_computes(table->tw))
-        twb_embedding(&table->tw->cpu, (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data, table->data, (twb_type)table->dtype,
+        twb_embedding(&table->tw->cpu, (ptrdiff_t)tw_count(ids), (ptrdiff_t)table->shape[1], (const int32_t *)ids->data, table->data, twi_twb_type(table->dtype),
                       (ptrdiff_t)table->shape[1], twi_f32(y), (ptrdiff_t)table->shape[1], false);
     return twi_note(TWI_OP_EMBEDDING, y, &table, 1, &saved, sizeof saved);
 }
@@ -5842,7 +5843,7 @@ TWDEF tw_tensor *tw_attention(tw_tensor *q, tw_tensor *k, tw_tensor *v, const tw
     memset(&a, 0, sizeof a);
     a.batch = (ptrdiff_t)q->shape[0]; a.tq = (ptrdiff_t)q->shape[1]; a.heads = (ptrdiff_t)q->shape[2]; a.head_dim = (ptrdiff_t)q->shape[3];
     a.tk = (ptrdiff_t)k->shape[1]; a.kv_heads = (ptrdiff_t)k->shape[2];
-    a.q = twi_f32(q); a.k = k->data; a.v = v->data; a.kv_type = (twb_type)k->dtype;
+    a.q = twi_f32(q); a.k = k->data; a.v = v->data; a.kv_type = twi_twb_type(k->dtype);
     a.q_batch = (ptrdiff_t)q->stride[0]; a.q_row = (ptrdiff_t)q->stride[1]; a.q_head = (ptrdiff_t)q->stride[2];
     a.k_batch = (ptrdiff_t)k->stride[0]; a.k_row = (ptrdiff_t)k->stride[1]; a.k_head = (ptrdiff_t)k->stride[2];
     a.v_batch = (ptrdiff_t)v->stride[0]; a.v_row = (ptrdiff_t)v->stride[1]; a.v_head = (ptrdiff_t)v->stride[2];
@@ -17887,7 +17888,7 @@ static bool twi_save_converted(twi_save_source *s, const char *name, const void 
             twi_fail(s->tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", name, tw_dtype_name(s->dtype));
             return false;
         }
-        twb_convert(&s->tw->cpu, (ptrdiff_t)n, s->wide, TWB_F32, s->narrow, (twb_type)s->dtype);
+        twb_convert(&s->tw->cpu, (ptrdiff_t)n, s->wide, TWB_F32, s->narrow, twi_twb_type(s->dtype));
         if (!writer.write(writer.user, s->narrow, n * sizeof(uint16_t))) return false;
     }
     return true;
@@ -18969,6 +18970,17 @@ static void twi_plan_labels(tw_model *m, tw_batch *batch, tw_tensor *ids) {
     }
 }
 
+/* Keys and values are as exact as the weights that made them: 16 bits where most of the model's numbers have that or fewer. */
+static int twi_cache_bits(const tw_model *model) {
+    int64_t i, full = 0, all = 0;
+    for (i = 0; i < tw_parameter_count(model); i++) {
+        const tw_tensor *t = tw_parameter_at(model, i);
+        all += tw_count(t);
+        if (t->dtype == TW_F32) full += tw_count(t);
+    }
+    return full > all / 2 || all == 0 ? 32 : 16;
+}
+
 TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_plan_desc *how) {
     tw_plan plan;
     tw_plan_desc d;
@@ -19012,7 +19024,7 @@ TWDEF tw_plan tw_plan_config(tw_context *tw, const tw_json *config, const tw_pla
         } else {
             tw_no_grad(dry, true);
             if (tw_model_forward(m, &batch, NULL, NULL) && d.new_tokens > 0 && m->type->decoder && m->type->decoder(m, &shape)) {
-                const tw_dtype cached = d.dtype == TW_F32 ? TW_F32 : TW_F16;
+                const tw_dtype cached = twi_cache_bits(m) == 32 ? TW_F32 : TW_F16;
                 const int64_t before = shape.start >= 0 ? 0 : d.sequence;       /* in the decoder's own cache; an encoder's tokens have another */
                 if (d.new_tokens > INT64_MAX - before || (shape.start >= 0 && !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, d.sequence, &plan.cache_bytes)) ||
                     !twi_cache_bytes(cached, shape.layers, d.batch, shape.heads, shape.head_dim, before + d.new_tokens, &plan.cache_bytes))
@@ -19057,12 +19069,13 @@ static bool twi_check_number(tw_context *tw, const char *name, double value, dou
     return false;
 }
 
-/* Zero means its default where zero is no use; afterwards every field of *out says what it means. */
 static bool twi_check_bits(tw_context *tw, int bits) {
     if (bits == 0 || bits == 16 || bits == 32) return true;
     twi_fail(tw, TW_E_RANGE, "generate: cache_bits is %d, not 16, 32 or 0", bits);
     return false;
 }
+/* Zero means its default where zero is no use; afterwards every field of *out says what it means (but cache_bits, which
+   depends on the model). */
 static bool twi_settle(tw_context *tw, const tw_generate_desc *how, tw_generate_desc *out) {
     const double most = 9007199254740992.0;                 /* 2^53: any whole number that a double holds */
     const double least = (double)1e-30f;                    /* a float's limit is a float, which 1e-30 and 1e30 are not */
@@ -19538,17 +19551,6 @@ static int twi_model_eos(const tw_model *model, const twi_decoder *d, int32_t *i
         if (id >= 0 && id <= INT32_MAX) ids[n++] = (int32_t)id;
     }
     return n;
-}
-
-/* Keys and values are as exact as the weights that made them: 16 bits where most of the model's numbers have that or fewer. */
-static int twi_cache_bits(const tw_model *model) {
-    int64_t i, full = 0, all = 0;
-    for (i = 0; i < tw_parameter_count(model); i++) {
-        const tw_tensor *t = tw_parameter_at(model, i);
-        all += tw_count(t);
-        if (t->dtype == TW_F32) full += tw_count(t);
-    }
-    return full > all / 2 || all == 0 ? 32 : 16;
 }
 
 /* A new generation with room for everything; its texts are not filled in yet.  `how` is settled; given: the tokens of

@@ -150,14 +150,15 @@ TWBDEF void twb_activation_backward(const twb_cpu *cpu, twb_activation act, ptrd
                                     const float *dy, float *dx, bool accumulate);
 
 /* y[i] = op(a[i a_step], b[i b_step]); a step of 0 repeats one number, 1 is a plain array (other steps are slow).
-   MAX and MIN give b where either is NaN.  y may be a or b. */
+   MAX and MIN give b where either is NaN.  y may be an operand whose step is 1. */
 TWBDEF void twb_binary(const twb_cpu *cpu, twb_binary_op op, ptrdiff_t n, const float *a, ptrdiff_t a_step,
                        const float *b, ptrdiff_t b_step, float *y);
 /* y = alpha x + beta y; beta 0: y is not read */
 TWBDEF void twb_axpby(const twb_cpu *cpu, ptrdiff_t n, float alpha, const float *x, float beta, float *y);
 TWBDEF void twb_fill(const twb_cpu *cpu, ptrdiff_t n, float value, float *y);
 
-/* Sums over whole arrays: f32 in sixteen lanes over chunks of 16384, the chunks added in double, in order. */
+/* Sums over whole arrays: f32 in four times sixteen lanes (element i in lane i mod 64, what is left after whole 64s in the first
+   sixteen) over chunks of 16384, the chunks added in double, in order. */
 TWBDEF double twb_sum(const twb_cpu *cpu, ptrdiff_t n, const float *x);
 TWBDEF double twb_dot(const twb_cpu *cpu, ptrdiff_t n, const float *x, const float *y);
 TWBDEF double twb_sum_squares(const twb_cpu *cpu, ptrdiff_t n, const float *x);
@@ -196,8 +197,9 @@ TWBDEF void   twb_column_sums(const twb_cpu *cpu, ptrdiff_t rows, ptrdiff_t cols
    A FEW ROWS TIMES WEIGHTS AS THEY LIE (few_by_lanes).  The order above asks for sixteen columns side by side, which a B
    [n,k] that is not packed has far apart: for one row that costs up to three quarters of the speed.  Weights that are used
    more than once are better packed.  For those that are not, this lets one or two rows go another way: number k of a sum
-   goes into lane k mod 16, and the sixteen lanes are added up in halves (0 + 8, 1 + 9, ...; 0 + 4, ...).  Kernel sets and
-   threads still give the same bits, but the same row among more, or with B packed, gives others. */
+   goes into lane k mod 16, over all of k, which is not cut into blocks, and the sixteen lanes are added up in halves (0 + 8,
+   1 + 9, ...; 0 + 4, ...).  Kernel sets and threads still give the same bits, but the same row among more, or with B packed,
+   gives others.  It asks nothing where A is transposed, nor with bf16_products. */
 
 typedef struct twb_epilogue {      /* applied as the product is stored: y = act(alpha A B + beta C + bias) + residual */
     const float *bias;             /* [n], added to each row; NULL: none */
@@ -212,10 +214,10 @@ typedef struct twb_gemm_args {
     ptrdiff_t m, n, k;             /* each may be 0 */
     float alpha, beta;
     const float *a; ptrdiff_t lda;
-    const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums */
+    const void *b; ptrdiff_t ldb; twb_type b_type;   /* F32, F16, BF16 weights, f32 sums; with k = 0, a and b may be NULL */
     bool b_packed;                 /* b points to what twb_pack_weights() wrote (then trans_b and ldb are ignored) */
     bool bf16_products;            /* A and B are rounded to bf16 before they are multiplied; f32 sums */
-    bool few_by_lanes;             /* one or two rows times a B [n,k] that is not packed: added up in another order, see above */
+    bool few_by_lanes;             /* one or two rows times a B [n,k] that is not packed, A not transposed, no bf16_products: added up in another order */
     float *c; ptrdiff_t ldc;       /* must not overlap A or B */
     const twb_epilogue *epilogue;  /* or NULL; the same for every product of a batch, its pre_activation and residual advance with stride_c */
     ptrdiff_t batch, stride_a, stride_b, stride_c;   /* batch > 1: that many products, strides in elements (0 shares an operand); batch 0 counts as 1 */
@@ -224,9 +226,10 @@ typedef struct twb_gemm_args {
 TWBDEF size_t twb_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args);          /* bytes; grows with cpu->threads */
 TWBDEF void   twb_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch);
 
-/* Weights that stay the same from call to call are best packed once: B's columns in panels of 16,
-   each [k][16], in b's own type, the last panel padded with zeros.  The packed form is the same for
-   every kernel set, serves every m, and no product that gets it packs anything. */
+/* Weights that stay the same from call to call are best packed once, in b's own type: for each block of 256 k's, B's columns in
+   panels of 16, panel after panel, each [kc][16] with kc the block's k's, the last panel padded with zeros.  The packed form is
+   the same for every kernel set and serves every m.  f32 is multiplied where it lies, 16 bits up to 8 rows too; with more
+   rows, and for bf16_products, panels are widened or rounded on the way. */
 TWBDEF size_t twb_packed_size(const twb_cpu *cpu, twb_type type, ptrdiff_t n, ptrdiff_t k);     /* bytes */
 TWBDEF void   twb_pack_weights(const twb_cpu *cpu, twb_type type, bool trans_b, ptrdiff_t n, ptrdiff_t k,
                                const void *b, ptrdiff_t ldb, void *packed);
@@ -445,13 +448,13 @@ typedef struct twb_conv2d_args {
     ptrdiff_t groups;                       /* >= 1; divides both channel counts */
 } twb_conv2d_args;
 
-/* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1 */
+/* (height + 2 pad - dilation (kernel - 1) - 1) / stride + 1.  The kernel must fit into the padded image, or there is no image: C rounds
+   the quotient towards zero, so a height that is too small by less than a stride would count one row. */
 TWBDEF ptrdiff_t twb_conv2d_out_height(const twb_conv2d_args *args);
 TWBDEF ptrdiff_t twb_conv2d_out_width(const twb_conv2d_args *args);
 /* y[b][o][r][c] = bias[o] + sum over i, u, v of weight[o][i][u][v] x[b][i][r stride + u dilation - pad][...]
    The patches under the kernel are laid out as the columns of a matrix ("im2col"), a block of output rows at a time,
-   and
-   multiplied by the weight, [out_channels, in_channels/groups, kernel_h, kernel_w].  bias [out_channels] or NULL. */
+   and multiplied by the weight, [out_channels, in_channels/groups, kernel_h, kernel_w].  bias [out_channels] or NULL. */
 TWBDEF size_t twb_conv2d_scratch(const twb_cpu *cpu, const twb_conv2d_args *args);         /* for both directions */
 TWBDEF void   twb_conv2d(const twb_cpu *cpu, const twb_conv2d_args *args, const float *x, const float *weight,
                          const float *bias, float *y, void *scratch);
@@ -468,8 +471,7 @@ typedef struct twb_pool2d_args {
 TWBDEF ptrdiff_t twb_pool2d_out_height(const twb_pool2d_args *args);
 TWBDEF ptrdiff_t twb_pool2d_out_width(const twb_pool2d_args *args);
 /* The largest of each window, padding never; argmax (or NULL) receives its place row width + column in its channel's
-   image.
-   The first of equals wins; NaN is larger than everything. */
+   image.  The first of equals wins; NaN is larger than everything. */
 TWBDEF void twb_max_pool2d(const twb_cpu *cpu, const twb_pool2d_args *args, const float *x, float *y, int32_t *argmax);
 TWBDEF void twb_max_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *args, const int32_t *argmax,
                                     const float *dy, float *dx, bool accumulate);
@@ -499,8 +501,7 @@ TWBDEF void twb_batch_norm_backward(const twb_cpu *cpu, const twb_batch_norm_arg
 
 /* ---- [twb:10] optimizers ---------------------------------------------------------------------
    One pass over memory: parameters, gradients and state are read once and written once; scaling the gradient (clipping)
-   and
-   zeroing it ride along.  p parameters, g gradients, [n] each. */
+   and zeroing it ride along.  p parameters, g gradients, [n] each. */
 typedef struct twb_adamw_args {
     float lr, beta1, beta2, eps, weight_decay;
     float bias_correction1, bias_correction2;   /* 1 - beta1^t, 1 - beta2^t at step t = 1, 2, ... */
@@ -535,8 +536,7 @@ TWBDEF void twb_convert(const twb_cpu *cpu, ptrdiff_t n, const void *src, twb_ty
                         twb_type dst_type);
 
 /* Random numbers from a counter: number `counter` of the stream `seed` is a function of the two and nothing else, so
-   that
-   threads, kernel sets and recomputation change nothing, and a backward pass draws again what the forward pass drew. */
+   that threads, kernel sets and recomputation change nothing, and a backward pass draws again what the forward pass drew. */
 TWBDEF uint32_t twb_random_bits(uint64_t seed, uint64_t counter);
 /* y[i] = kept(i) ? x[i] / (1-p) : 0, where element i draws number offset + i, and p in [0, 1) is the chance of being
    dropped.  The same call on the gradients is the backward pass.  y may be x. */
@@ -579,6 +579,15 @@ TWBDEF float    twb_log1(float x);
    The file includes itself once for each set with TWB_PASS defined; names get the set's name as a
    suffix through TWB_NAME, and TWB_FN puts the right target attribute on each function, so that no
    compiler flag is needed and one binary carries them all.
+
+   SO A CHAPTER COMES IN UP TO THREE PARTS, each with its mark:
+
+       its idea, and how work is cut up        before the passes, compiled once
+       its calls, which the user makes         after the passes, compiled once
+       its kernels                             from `TWB_PASS is defined` to the end of the file, compiled once for each set
+
+   (The idea of a chapter without a plan stands with its kernels or calls.)  To follow one product through them:
+   twb_gemm -> twb_gemm_plan -> twb_gemm_worker -> twb_gemm_tiles -> twb_gemm_chunk -> twb_kernel.
    ============================================================================================ */
 #define TWB_PASS_PLAIN  0
 #define TWB_PASS_NEON   1
@@ -586,8 +595,9 @@ TWBDEF float    twb_log1(float x);
 #define TWB_PASS_AVX512 3
 
 /* The compiler must neither fuse a multiply and an add of ours, nor reorder our sums, whatever its
-   flags (-Ofast, /fp:fast): fused is written fma, and the order is part of the result.  The user's
-   own code after this header keeps its flags: the end of the implementation pops them. */
+   flags (gcc's -Ofast, /fp:fast): fused is written fma, and the order is part of the result.  Clang alone does not keep to it
+   with -Ofast and -ffast-math, nor with their part -ffp-contract=fast, which fuses whatever the pragma says: other bits.  The
+   user's own code after this header keeps its flags: the end of the implementation pops them. */
 #if defined(__clang__)
 #  pragma clang diagnostic push
 #  pragma clang diagnostic ignored "-Wunknown-warning-option"
@@ -606,7 +616,12 @@ TWBDEF float    twb_log1(float x);
 #include <string.h>
 #ifdef _OPENMP
 #  include <omp.h>
-#  if !defined(_WIN32)
+#  if defined(_WIN32)                /* <windows.h> defines a hundred short names: its one function is declared here */
+#    ifdef __cplusplus
+extern "C"
+#    endif
+__declspec(dllimport) int __stdcall SwitchToThread(void);
+#  else
 #    include <sched.h>
 #    include <sys/time.h>
 #    include <sys/select.h>
@@ -666,7 +681,6 @@ TWBDEF float    twb_log1(float x);
 #    define TWB_INLINE static inline TWB_UNUSED
 #  endif
 #  define TWB_APART __attribute__((noinline))
-#  define TWB_RESTRICT __restrict__
 #  define TWB_PREFETCH(p) __builtin_prefetch(p)
 #  define TWB_PREFETCH_L2(p) __builtin_prefetch((p), 0, 2)
 #  define TWB_TARGET(t) __attribute__((target(t)))
@@ -674,7 +688,6 @@ TWBDEF float    twb_log1(float x);
 #  define TWB_INLINE static __forceinline
 #  define TWB_UNUSED
 #  define TWB_APART __declspec(noinline)
-#  define TWB_RESTRICT __restrict
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
 #  define TWB_TARGET(t)
@@ -682,7 +695,6 @@ TWBDEF float    twb_log1(float x);
 #  define TWB_INLINE static inline
 #  define TWB_UNUSED
 #  define TWB_APART
-#  define TWB_RESTRICT
 #  define TWB_PREFETCH(p) ((void)(p))
 #  define TWB_PREFETCH_L2(p) ((void)(p))
 #  define TWB_TARGET(t)
@@ -830,22 +842,27 @@ TWBDEF float twb_log1(float x) {
       whole cache lines of C.  The latency of a multiply-add (4 cycles, two at a time) asks for 8
       independent sums at least: all full tiles have more.  A kernel exists for each R from 1 to the full
       height, and m rows are cut into tiles of as equal heights as can be: 64 = 13+13+13+13+12.  Low tiles
-      are wider, for the sake of the 8 sums: a single row takes 4 panels at a time.
+      are wider, to come as near to 8 sums as four panels and the registers allow: a single row takes 4 panels, which is
+      8 sums on AVX2 and 4 on AVX-512; three rows of AVX2 stay with one panel and 6 sums, as two would take 12 + 4 + 1 registers.
 
-   2. PACKING puts what the micro-kernel reads next to each other in the order in which it reads.  B goes
-      into panels of 16 columns, one after another, each [k][16]: the kernel then reads one unbroken
+   2. PACKING puts what the micro-kernel reads next to each other in the order in which it reads.  A block of B
+      (256 k's) goes into panels of 16 columns, one after another, each [kc][16]: the kernel then reads one unbroken
       stream, whatever B's leading dimension and whether it is stored [k,n] or [n,k].  A row of A is read
       along k and is such a stream already; A is read where it lies, unless it is transposed, its
       leading dimension makes all rows of a tile fall on the same lines of the L1, or there are more
       than 256 rows and B does not come packed.
 
    3. BLOCKING keeps what is used again in a cache that is near.  k is cut into blocks of TWB_KC, A's rows into
-      chunks, B's columns into groups of panels:
+      chunks, B's columns into groups of panels.  From large to small:
+
+          rows      task > chunk > strip (the rows of a tile)
+          columns   task > group (panels packed together) > panel (16 columns)
+          k         block (TWB_KC, that is 256)
 
                               n
                   +------+------+------+--
-                  |      | group|      |            TWB_KC x 64, or 192 where there are several chunks or
-                  |      |      |      |            B came packed: 64 or 192 KiB, in the L2.
+                  |      | group|      |            TWB_KC x 64, or 192 where C has more rows than a chunk
+                  |      |      |      |            or B came packed: 64 or 192 KiB, in the L2.
           B       |      |=|=|=|      | KC          Every strip of the chunk walks over all of its panels,
                   |      |panels|      |            then the next group is packed over it.
                   +------+------+------+--
@@ -857,13 +874,14 @@ TWBDEF float twb_log1(float x) {
        m  |    |           |
           +----+--         +-------------
 
-          for each block of k, chunk (all rows up to 256, else 192 at a time, in the L2), group: pack the group
+          for each block of k, chunk (in half of an L2, see below), group: pack the group
               for each strip of 6 or 14 rows (in the L1), panel: micro-kernel
 
       Packing right before use means that B comes from far away once, goes through the L1, and is never
       written further out than the L2: what is read next, the next group of B, is prefetched meanwhile.  With more
       rows than a chunk, the panels are packed by the first chunk and kept, up to TWB_BLOCK_COLUMNS
-      columns, for the others; those, up to 2 MiB, do go out to the L3.  Chunks are for the sake of address
+      columns, for the others; those, up to 2 MiB, do go out to the L3.  A chunk is half of the L2: with 512 KiB or more
+      256 rows, with 256 KiB 128; where C has more rows than that, three quarters as many.  Chunks are for the sake of address
       translation as much as of the cache: a row of a large matrix is a page of its own, in A and in C, and
       a processor remembers a thousand or two.
 
@@ -877,7 +895,6 @@ TWBDEF float twb_log1(float x) {
 enum {
     TWB_KC = 256,                   /* k's in a block: part of the arithmetic, the same for every kernel set */
     TWB_PANEL = 16,                 /* columns in a panel of B: one twb_v */
-    TWB_MAX_ROWS = 14,              /* rows in the tallest tile */
     TWB_A_ROW = TWB_KC + 16         /* floats from row to row in a copied strip of A: 17 lines, so that rows fall on different sets of the L1 */
 };
 
@@ -925,16 +942,25 @@ static TWB_UNUSED ptrdiff_t twb_packed_at(ptrdiff_t n, ptrdiff_t j, ptrdiff_t k0
 }
 
 /* The ways to go about it: tiles in registers, or, for a few rows, B read once where it lies. */
-typedef enum twb_way { TWB_WAY_TILES, TWB_WAY_PACKED, TWB_WAY_COLUMNS, TWB_WAY_LANES, TWB_WAY_ROWS, TWB_WAY_BF16 } twb_way;
+typedef enum twb_way {
+    TWB_WAY_TILES,                  /* many rows, and whatever is not named below: tiles over panels */
+    TWB_WAY_PACKED,                 /* few rows times packed weights of 16 bits, which are widened in registers */
+    TWB_WAY_COLUMNS,                /* few rows times a B [n,k], transposed in registers sixteen columns at a time */
+    TWB_WAY_LANES,                  /* few_by_lanes: the same B, read along k without being transposed */
+    TWB_WAY_ROWS,                   /* few rows times a B [k,n], whose rows are streamed */
+    TWB_WAY_BF16                    /* bf16_products, however many rows: tiles over rounded panels */
+} twb_way;
 
 enum {
     TWB_SKINNY_ROWS = 8,            /* most rows of a skinny product of packed 16-bit weights */
-    TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] is transposed in registers: more are worth a panel */
+    TWB_COLUMNS_ROWS = 4,           /* most rows where B [n,k] of f32 is transposed in registers: more are worth a panel */
+    TWB_COLUMNS_ROWS_16 = 2,        /* the same for a B of 16 bits, which is transposed anew for each row */
+    TWB_STREAM_ROWS = 4,            /* most rows where rows of B [k,n] are streamed */
     TWB_LANES_ROWS = 2,             /* most rows with few_by_lanes: from three on, transposing is as fast */
     TWB_STREAM_AHEAD = 64 * TWB_PANEL,      /* numbers of a panel that a kernel fetches ahead of itself: 4 KiB */
-    TWB_SKINNY_SUMS = 4096,         /* its sums where rows of B are streamed: half of a 32 KiB L1 */
-    TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k, 272 copied */
-    TWB_BLOCK_COLUMNS = 2048,       /* most columns of a task, and of a block of B */
+    TWB_SKINNY_SUMS = 4096,         /* floats of sums where rows of B are streamed: 16 KiB, half of a 32 KiB L1 */
+    TWB_CHUNK_ROWS = 256,           /* most rows of a chunk of A: 256 KiB in a block of k, 272 copied; fewer where the L2 has less than 512 KiB */
+    TWB_BLOCK_COLUMNS = 2048,       /* most columns of a task, and of a block of B (where rows of B are streamed: TWB_SKINNY_SUMS / m) */
     TWB_GROUP_COLUMNS = 192,        /* most columns of a group of panels: 192 KiB in a block of k */
     TWB_STRIP_FLOATS = 16 * TWB_A_ROW,
     TWB_WORKER_FLOATS = TWB_CHUNK_ROWS * TWB_A_ROW + TWB_KC * TWB_BLOCK_COLUMNS       /* most scratch of a worker */
@@ -953,7 +979,7 @@ typedef struct twb_gemm_job {
     size_t worker_floats;
 } twb_gemm_job;
 
-/* Does few_by_lanes apply? */
+/* Does few_by_lanes apply?  Then k is not cut into blocks. */
 static TWB_UNUSED bool twb_by_lanes(const twb_gemm_args *g) {
     return g->few_by_lanes && g->m <= TWB_LANES_ROWS && g->trans_b && !g->trans_a && !g->b_packed && !g->bf16_products;
 }
@@ -974,14 +1000,15 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
     else if (twb_by_lanes(g)) job->way = TWB_WAY_LANES;
     else if (!g->trans_a) {
         if (g->b_packed) { if (g->m <= TWB_SKINNY_ROWS && g->b_type != TWB_F32) job->way = TWB_WAY_PACKED; }
-        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : 2)) job->way = TWB_WAY_COLUMNS; }
-        else if (g->m <= 4) job->way = TWB_WAY_ROWS;
+        else if (g->trans_b) { if (g->m <= (g->b_type == TWB_F32 ? TWB_COLUMNS_ROWS : TWB_COLUMNS_ROWS_16)) job->way = TWB_WAY_COLUMNS; }
+        else if (g->m <= TWB_STREAM_ROWS) job->way = TWB_WAY_ROWS;
     }
     columns = job->way == TWB_WAY_ROWS ? TWB_SKINNY_SUMS / rows / 16 * 16 : (ptrdiff_t)TWB_BLOCK_COLUMNS;
     if (job->way == TWB_WAY_BF16) columns = 256;
     job->chunk_rows = twb_min_size(TWB_CHUNK_ROWS, l2 / 2 / (TWB_KC * (ptrdiff_t)sizeof(float)));     /* half of the L2 */
     if (job->chunk_rows < 64) job->chunk_rows = 64;
-    if (rows > job->chunk_rows) job->chunk_rows -= job->chunk_rows / 4;          /* several chunks: the kept panels want some of the L2 too */
+    /* several chunks (all of C's rows, for tasks are cut below): the kept panels want some of the L2 too */
+    if (rows > job->chunk_rows) job->chunk_rows -= job->chunk_rows / 4;
     job->group = rows > job->chunk_rows || g->b_packed ? (ptrdiff_t)TWB_GROUP_COLUMNS : 64;
     /* 2048 bytes and its multiples put a tile's rows on the same few lines of an L1 (4096 bytes a way).  More than 256 rows are
        copied too, so that a chunk lies side by side, in few pages; beside a packed B, reading A in place measured faster. */
@@ -1140,7 +1167,7 @@ typedef struct twb_quant_job {
     ptrdiff_t blocks, task_rows, task_columns, row_tasks, column_tasks;
     signed char *q;                 /* [m][32 blocks] */
     float *d;                       /* [m][blocks] */
-    int32_t *less;                  /* [m][blocks]: minus the block's sum of q times what is added to the weights */
+    int32_t *start;                 /* [m][blocks]: what a lane's sum starts at: minus the block's sum of q times what is added to the weights */
     twb_queue queue;
 } twb_quant_job;
 
@@ -1333,8 +1360,7 @@ typedef struct twb_optimizer_job { float *p, *g, *m, *v; twb_adamw_args adamw; t
 
 typedef struct twb_convert_job { const void *src; void *dst; twb_type src_type, dst_type; } twb_convert_job;
 
-/* ---- what the kernels compute, in a few lines of double precision each.  The tests measure the kernels against these.
-   */
+/* ---- what the kernels compute, in a few lines of double precision each: the tests measure the kernels against these */
 static TWB_UNUSED double twb_ref_unary(twb_unary_op op, double x) {
     switch (op) {
     case TWB_NEG: return -x;
@@ -1412,9 +1438,9 @@ static TWB_UNUSED double twb_ref_cross_entropy(ptrdiff_t classes, const float *l
 
    Causal: a strip ends at the last key that one of its 12 queries sees; only there keys are hidden one by one.
 
-   The micro-kernels are the product's (chapter 04): 12 x 32 on AVX-512, twice 6 x 16 elsewhere.  Twelve rows, not
-   AVX-512's fourteen, because the strips of every kernel set must end at the same key for the bits to be the same, and
-   12 is twice 6.  exp(m - m') and 1/l are the factors beta and alpha of a row, so no pass of its own applies them.
+   The micro-kernels are the product's (chapter 04): 12 x 32 on AVX-512, twice 6 x 16 on AVX2 and NEON, three times 4 x 16 in
+   plain C.  Twelve rows, not AVX-512's fourteen, because the strips of every kernel set must end at the same key for the
+   bits to be the same, and 12 is twice 6.  exp(m - m') and 1/l are the factors beta and alpha of a row, so no pass of its own applies them.
 
    BACKWARD.  With dO given, D_i = sum_d dO_id O_id, and P computed again from the kept log-sum-exp:
        dV = P^T dO,   dP = dO V^T,   dS = P (dP - D),   dQ = scale dS K,   dK = scale dS^T Q.
@@ -1428,7 +1454,7 @@ enum {
     TWB_ATT_QUERIES = 192,          /* queries in a forward task */
     /* floats from row to row of a strip: an odd number of lines, so that rows fall on different sets of the L1 */
     TWB_ATT_STRIP = TWB_ATT_KEYS + 16,
-    TWB_ATT_BACK_KEYS = 128,        /* the same for the backward pass, which holds seven tiles at a time */
+    TWB_ATT_BACK_KEYS = 128,        /* the same for the backward pass, which holds more: five tiles of keys, two of queries, and two strips besides */
     TWB_ATT_BACK_QUERIES = 48,
     TWB_ATT_BACK_STRIP = TWB_ATT_BACK_KEYS + 16
 };
@@ -1454,7 +1480,7 @@ static TWB_UNUSED ptrdiff_t twb_attention_visible(const twb_attention_args *a, p
     return n < 0 ? 0 : twb_min_size(n, a->tk);
 }
 
-/* The loops that define it, in double precision: one row of out, p has room for tk doubles.  Returns the row's
+/* The loops that define it but for dropout, in double precision: one row of out, p has room for tk doubles.  Returns the row's
    log-sum-exp. */
 static TWB_UNUSED double twb_ref_attention(const twb_attention_args *a, ptrdiff_t b, ptrdiff_t h, ptrdiff_t i,
                                            double *p, double *out) {
@@ -1603,7 +1629,7 @@ TWBDEF twb_cpu twb_cpu_default(void) {
    out here:
 
        caller                                    the others
-       writes the job, opens it                  spin a while, then yield, until a job is open
+       writes the job, opens it                  spin a while, then yield, then sleep a little, until a job is open
        takes tiles until there is none           step inside, take tiles until there is none, step out
        closes it, waits until nobody is inside
 
@@ -1618,7 +1644,14 @@ struct twb_team {
     int over;                           /* 1: go home */
 };
 
-#ifdef _OPENMP
+/* OpenMP has these with seq_cst, one order for all threads, from 4.0 on: an older one does without a team. */
+#if defined(_OPENMP) && _OPENMP >= 201307
+#  define TWB_TEAM 1
+#else
+#  define TWB_TEAM 0
+#endif
+
+#if TWB_TEAM
 static int  twb_atomic_get(int *x) {
     int v;
     #pragma omp atomic read seq_cst
@@ -1652,7 +1685,9 @@ static void twb_wait_a_moment(int turns, bool may_sleep) {
 #else
     if (turns < 2000) return;
 #endif
-#if !defined(_WIN32)
+#if defined(_WIN32)
+    SwitchToThread();
+#else
     if (may_sleep && turns > 2200) { struct timeval t; t.tv_sec = 0; t.tv_usec = 20; select(0, NULL, NULL, NULL, &t); return; }
     sched_yield();
 #endif
@@ -1662,7 +1697,8 @@ enum { TWB_TURNS_TO_SLEEP = 20000 };
 static void twb_serve(twb_team *team) {
     int turns = 0;
     while (!twb_atomic_get(&team->over)) {
-        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= team->count) {
+        /* seen from outside, where the caller may be writing its next job: only a hint, but read whole */
+        if (!twb_atomic_get(&team->open) || twb_atomic_get(&team->next) >= twb_atomic_get(&team->count)) {
             twb_wait_a_moment(turns, turns > TWB_TURNS_TO_SLEEP);       /* the caller may be doing something else for long */
             if (turns <= TWB_TURNS_TO_SLEEP) turns++;
             continue;
@@ -1677,7 +1713,7 @@ static void twb_team_parallel(twb_team *team, int count, void (*task)(void *arg,
     int turns = 0;
     team->task = task;
     team->arg = arg;
-    team->count = count;
+    twb_atomic_set(&team->count, count);
     twb_atomic_set(&team->next, 0);
     twb_atomic_set(&team->open, 1);
     twb_take_tiles(team);
@@ -1687,7 +1723,7 @@ static void twb_team_parallel(twb_team *team, int count, void (*task)(void *arg,
 #endif
 
 TWBDEF void twb_with_team(const twb_cpu *cpu, void (*body)(void *arg, const twb_cpu *cpu), void *arg) {
-#ifdef _OPENMP
+#if TWB_TEAM
     if (cpu->threads > 1 && !cpu->parallel_for && !cpu->team) {
         twb_team team;
         twb_cpu with = *cpu;
@@ -1713,8 +1749,10 @@ TWBDEF void twb_parallel(const twb_cpu *cpu, int count, void (*task)(void *arg, 
     if (count <= 0) return;
     if (cpu->threads > 1 && count > 1) {
         if (cpu->parallel_for) { cpu->parallel_for(cpu->parallel_user, count, task, arg); return; }
-#ifdef _OPENMP
+#if TWB_TEAM
         if (cpu->team) { twb_team_parallel(cpu->team, count, task, arg); return; }
+#endif
+#ifdef _OPENMP
         {
             int threads = cpu->threads < count ? cpu->threads : count;
             #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
@@ -1735,6 +1773,8 @@ TWBDEF size_t twb_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_gemm_plan(cpu, args, &job);
     return job.worker_floats * (size_t)job.queue.workers * sizeof(float) + 64;
 }
+
+static const float twb_no_numbers[1] = {0};     /* where operands without a number point to: never read */
 
 TWBDEF void twb_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_gemm_job job;
@@ -1987,7 +2027,7 @@ static size_t twb_quant_plan(const twb_cpu *cpu, const twb_gemm_args *g, twb_qua
     job->column_tasks = twb_ceil_div(g->n, job->task_columns);
     job->queue.count = job->row_tasks * job->column_tasks;
     job->queue.workers = (int)twb_min_size(workers, job->queue.count > 1 ? job->queue.count : 1);
-    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->less) + 64;
+    return (size_t)g->m * (size_t)job->blocks * (TWB_QUANT_BLOCK + sizeof *job->d + sizeof *job->start) + 64;
 }
 TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *args) {
     twb_quant_job job;
@@ -1997,8 +2037,8 @@ TWBDEF size_t twb_quant_gemm_scratch(const twb_cpu *cpu, const twb_gemm_args *ar
 static void twb_quant_place(twb_quant_job *job, void *scratch) {
     const size_t blocks = (size_t)job->args->m * (size_t)job->blocks;
     job->d = twb_align64(scratch);
-    job->less = (int32_t *)(void *)(job->d + blocks);
-    job->q = (signed char *)(job->less + blocks);
+    job->start = (int32_t *)(void *)(job->d + blocks);
+    job->q = (signed char *)(job->start + blocks);
 }
 TWBDEF void twb_quant_gemm(const twb_cpu *cpu, const twb_gemm_args *args, void *scratch) {
     twb_quant_job job, rows;
@@ -2096,10 +2136,17 @@ TWBDEF size_t twb_linear_cross_entropy_scratch(const twb_cpu *cpu, const twb_lin
 TWBDEF void twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cross_entropy_args *args, void *scratch) {
     twb_loss_plan plan;
     twb_loss_job job;
+    twb_linear_cross_entropy_args empty;
     unsigned char *base = (unsigned char *)twb_align64(scratch);
     ptrdiff_t *index, next = 0, first, r;
     float *gathered, *gemm_scratch;
     if (args->rows <= 0 || args->vocab <= 0) return;
+    if (args->hidden_size <= 0) {                 /* as in twb_gemm: what has no number may be NULL */
+        empty = *args;
+        empty.hidden = twb_no_numbers; empty.weight = twb_no_numbers;
+        empty.ld_hidden = empty.ld_weight = 0;
+        args = &empty;
+    }
     twb_loss_make_plan(cpu, args, &plan);
     index = (ptrdiff_t *)(void *)(base + plan.at_index);
     gathered = (float *)(void *)(base + plan.at_hidden);
@@ -2136,13 +2183,14 @@ TWBDEF void twb_linear_cross_entropy(const twb_cpu *cpu, const twb_linear_cross_
             twb_gemm_args logits = plan.logits;
             logits.m = rows; logits.n = job.columns = twb_min_size(plan.columns, args->vocab - first);
             logits.a = hidden; logits.lda = ld_hidden;
-            logits.b = args->weight_type == TWB_F32 ? (const void *)((const float *)args->weight + first * args->ld_weight)
-                                                    : (const void *)((const uint16_t *)args->weight + first * args->ld_weight);
             logits.c = job.logits;
             if (args->weight_type >= TWB_Q8_0) {          /* a chunk begins with a panel */
-                logits.b = (const unsigned char *)args->weight + twb_quant_at(args->weight_type, args->hidden_size, first / TWB_PANEL, 0);
+                logits.b = (const char *)args->weight + twb_quant_at(args->weight_type, args->hidden_size, first / TWB_PANEL, 0);
                 twb_quant_gemm(cpu, &logits, gemm_scratch);
-            } else twb_gemm(cpu, &logits, gemm_scratch);
+            } else {
+                logits.b = (const char *)args->weight + first * args->ld_weight * (ptrdiff_t)twb_type_bytes(args->weight_type);
+                twb_gemm(cpu, &logits, gemm_scratch);
+            }
             job.first = first;
             job.queue.next = 0; job.queue.count = rows;
             job.queue.workers = cpu->threads > 1 && rows * job.columns > 16384 ? cpu->threads : 1;
@@ -2629,10 +2677,8 @@ static void twb_conv_plan(const twb_conv2d_args *a, twb_conv_job *job) {
     job->direct = a->kernel_h == 1 && a->kernel_w == 1 && a->stride_h == 1 && a->stride_w == 1 && a->pad_h == 0
             && a->pad_w == 0;
     job->block = job->out_h;
-    if (!job->direct && job->patch * job->out_w > 0) {
-        job->block = TWB_CONV_FLOATS / (job->patch * job->out_w);
-        job->block = twb_min_size(job->block > 0 ? job->block : 1, job->out_h > 0 ? job->out_h : 1);
-    }
+    if (!job->direct && job->patch * job->out_w > 0) job->block = twb_min_size(TWB_CONV_FLOATS / (job->patch * job->out_w), job->out_h);
+    if (job->block < 1) job->block = 1;
 }
 
 /* The products over `rows` rows of the output; operands are filled in by the caller. */
@@ -2931,10 +2977,12 @@ TWBDEF void twb_avg_pool2d_backward(const twb_cpu *cpu, const twb_pool2d_args *a
 #else /* TWB_PASS is defined: the text of the kernels, compiled once for each set */
 
 /* ---- [twb:02] one text, four kernel sets: the thin vector layer -------------------------------
-   twb_v is sixteen floats, twb_vi sixteen 32-bit integers -------------
+   twb_v is sixteen floats, twb_vi sixteen 32-bit integers.
    load/store read and write 16 floats at any address; loadn/storen the first n of them (lanes from n
    on are 0 and stay unwritten); hsum and hmax go down one tree: 16 -> 8 -> 4 -> 2 -> 1, lane j with
    lane j + half.  max(a,b) is a > b ? a : b, so that NaN goes the same way everywhere. */
+/* TWB_FN: a function of its own, one for each set.  TWB_VFN: copied into its callers, so that what they pass as `const int R` or
+   `const twb_type type` is a number there, the loops over it unroll, and arrays of vectors are registers. */
 #if TWB_PASS == TWB_PASS_PLAIN
 #  define TWB_NAME(x) x##_plain
 #  define TWB_FN TWB_UNUSED static
@@ -3426,7 +3474,7 @@ TWB_VFN twb_v twb_verf(twb_v x) {
     p = twb_vpoly(p, u, -0.376126289f);
     p = twb_vpoly(p, u, 0.128379166f);
     p = twb_fma(a, p, a);
-    u = twb_min(twb_set1(4.0f), a);                        /* 1 - erf(4) is below a quarter of an ulp */
+    u = twb_min(twb_set1(4.0f), a);                        /* 1 - erf(4) is below half an ulp */
     q = twb_vpoly(twb_set1(-0.000214602915f), u, 0.00322004058f);
     q = twb_vpoly(q, u, -0.0229062345f);
     q = twb_vpoly(q, u, 0.105287157f);
@@ -3534,7 +3582,8 @@ TWB_VFN twb_v TWB_NAME(twb_get_type)(const void *p, twb_type type, ptrdiff_t at,
     return type == TWB_F16 ? twb_load_f16(h) : twb_load_bf16(h);
 }
 
-/* Where a tile goes: c = alpha[r] p + beta[r] c in row r, or alpha[r] p where `beta` is NULL: then C is not read. */
+/* Where a tile goes: c = alpha[r] p + beta[r] c in row r, or alpha[r] p where `beta` is NULL: then C is not read.  (A product has one
+   alpha and one beta; attention has one for each row.) */
 typedef struct TWB_NAME(twb_tile) {
     float *c; ptrdiff_t ldc;
     ptrdiff_t rows, columns;
@@ -3834,15 +3883,11 @@ TWB_FN void TWB_NAME(twb_square_edge)(twb_type type, const void *b, ptrdiff_t at
 /* The square at b + at, rows ld apart, transposed: s[d] has number d of each of the TWB_W rows. */
 TWB_VFN void TWB_NAME(twb_square)(twb_type type, const void *b, ptrdiff_t at, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t depth, twb_s *s) {
     float square[TWB_W * TWB_W];
-    const float *from = (const float *)b + at;
     int i;
-    if (rows < TWB_W || depth < TWB_W || type != TWB_F32) {
-        if (rows < TWB_W || depth < TWB_W) TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
-        else for (i = 0; i < TWB_W; i++) twb_s_put(square + i * TWB_W, twb_s_load(type, b, at + i * ld));
-        from = square;
-        ld = TWB_W;
-    }
-    twb_s_transpose(from, ld, s);
+    if (rows >= TWB_W && depth >= TWB_W && type == TWB_F32) { twb_s_transpose((const float *)b + at, ld, s); return; }
+    if (rows < TWB_W || depth < TWB_W) TWB_NAME(twb_square_edge)(type, b, at, ld, rows, depth, square);
+    else for (i = 0; i < TWB_W; i++) twb_s_put(square + i * TWB_W, twb_s_load(type, b, at + i * ld));
+    twb_s_transpose(square, TWB_W, s);
 }
 
 /* Columns [j, j + columns) of B, k from k0 on, into panels [kc][16]; columns that do not exist become 0.
@@ -3853,8 +3898,8 @@ TWB_FN void TWB_NAME(twb_pack_panels)(twb_type type, bool trans, const void *b, 
     if (trans) {
         for (j0 = 0; j0 < columns; j0 += 16, panel += panel_step)
             for (l = 0; l < 16; l += TWB_W) {
-                const float *from = (const float *)b + (j + j0 + l) * ldb + k0;
                 const ptrdiff_t whole = type == TWB_F32 && columns - j0 - l >= TWB_W ? kc / 16 * 16 : 0;
+                const float *from = whole > 0 ? (const float *)b + (j + j0 + l) * ldb + k0 : NULL;
                 twb_s s[TWB_W];
                 int d, depth;
                 for (k = 0; k < whole; k += 16) {                    /* sixteen k's are a line of memory */
@@ -3970,9 +4015,9 @@ TWB_FN const float *TWB_NAME(twb_panels_of)(const twb_gemm_args *g, const char *
 }
 
 /* Rows [i0, i1) of the task, a chunk, times columns [j0, j1) over the block of k that begins at k0.  `packed`: an earlier chunk
-   has left B's panels in `block`.  `keep`: each group gets a place of its own there, for the chunks that follow. */
+   has left B's panels in `kept`.  `keep`: each group gets a place of its own there, for the chunks that follow. */
 TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, ptrdiff_t k0,
-                                     bool packed, float *copies, float *block, bool keep) {
+                                     bool packed, float *copies, float *kept, bool keep) {
     const twb_gemm_args *g = job->args;
     const float *a = g->a + item * g->stride_a;
     const char *b = (const char *)g->b + item * g->stride_b * (ptrdiff_t)twb_type_bytes(g->b_type);
@@ -3986,7 +4031,7 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
     t.stream = TWB_STREAM_AHEAD;
     TWB_NAME(twb_tile_factors)(g, k0 == 0, alpha, beta, &t);
     for (j = j0; j < j1; j = group_end) {
-        float *slot = block + (keep ? (j - j0) * kc : 0);
+        float *slot = kept + (keep ? (j - j0) * kc : 0);
         const float *panels;
         ptrdiff_t strip_index = 0, calls, b_lines, a_lines = 0;
         group_end = twb_min_size(j + job->group, j1);
@@ -3999,7 +4044,9 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
         else if (k0 + kc < g->k) TWB_NAME(twb_block_ahead)(g, b, k0 + kc, j0, twb_min_size(j0 + job->group, j1), &next_b);
         else TWB_NAME(twb_block_ahead)(g, b, 0, j1, j1 + job->group, &next_b);         /* the next task, most likely */
         b_lines = strips > 1 || !g->b_packed ? twb_ceil_div(TWB_NAME(twb_lines_ahead)(&next_b), strips * calls) : 0;
-        if (!packed && !g->b_packed && g->trans_b && b_lines > 48) b_lines = 0;        /* packing fetches for itself */
+        /* more lines for a call than it can take along, as rows are few: the packing of a B [n,k] reads its lines one after another, and
+           f32's also fetches for itself */
+        if (!packed && !g->b_packed && g->trans_b && b_lines > 48) b_lines = 0;
         for (i = i0; i < i1; i += t.rows, strip_index++) {
             const float *strip = a + i * g->lda + k0;
             ptrdiff_t a_row = g->lda, a_step = 1, l;
@@ -4035,13 +4082,13 @@ TWB_FN void TWB_NAME(twb_gemm_chunk)(const twb_gemm_job *job, ptrdiff_t item, pt
 
 TWB_FN void TWB_NAME(twb_gemm_tiles)(const twb_gemm_job *job, ptrdiff_t item, ptrdiff_t i0, ptrdiff_t i1, ptrdiff_t j0, ptrdiff_t j1, float *scratch) {
     const ptrdiff_t chunks = twb_ceil_div(i1 - i0, job->chunk_rows);
-    float *block = scratch + (job->copy_a ? twb_min_size(job->task_rows, job->chunk_rows) * TWB_A_ROW : 0);
+    float *kept = scratch + (job->copy_a ? twb_min_size(job->task_rows, job->chunk_rows) * TWB_A_ROW : 0);
     ptrdiff_t k0 = 0, i, end, chunk;
     do {
         for (i = i0, chunk = 0; i < i1; i = end, chunk++) {
             end = twb_min_size(i + twb_min_size(twb_ceil_div(i1 - i, (chunks - chunk) * TWB_ROWS) * TWB_ROWS, job->chunk_rows), i1);
             TWB_NAME(twb_gemm_chunk)(job, item, i, end, j0, j1, k0, chunk > 0 && !(job->args->b_packed && job->args->b_type == TWB_F32),
-                                     scratch, block, chunks > 1);
+                                     scratch, kept, chunks > 1);
         }
         k0 += TWB_KC;
     } while (k0 < job->args->k);
@@ -4753,12 +4800,12 @@ TWB_VFN void twb_put_bytes(signed char *p, twb_vi x) {
 /* The tile: R rows of A by P neighbouring panels, over all of k; sums [R][16 P]. */
 TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type type, const bool vnni, const twb_quant_job *job, ptrdiff_t i,
                                       const unsigned char *panel, float *sums) {
-    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK, bytes = type == TWB_Q8_0 ? 544 : 288, next = blocks * bytes;
+    const ptrdiff_t blocks = job->blocks, row = blocks * TWB_QUANT_BLOCK, bytes = TWB_PANEL * twb_quant_block_bytes(type), next = blocks * bytes;
     const ptrdiff_t distance = TWB_QUANT_AHEAD / P;
     const signed char *x = job->q + i * row;
     const float *d = job->d + i * blocks;
-    const int32_t *less = job->less + i * blocks;
-    const bool shortly = type == TWB_Q4_0 && TWB_Q4_SHORT(vnni);
+    const int32_t *start = job->start + i * blocks;
+    const bool in_16_bits = type == TWB_Q4_0 && TWB_Q4_SHORT(vnni);
     twb_v sum[TWB_QUANT_ROWS];
     ptrdiff_t b;
     int g, r, p;
@@ -4769,7 +4816,7 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
         const char *ahead = (const char *)panel + distance + (b * bytes + distance < next ? 0 : (P - 1) * next);
         twb_vi acc[TWB_QUANT_ROWS];
         TWB_UNROLL
-        for (r = 0; r < R * P; r++) acc[r] = shortly ? twb_iset1(0) : twb_iset1((uint32_t)less[r / P * blocks + b]);
+        for (r = 0; r < R * P; r++) acc[r] = in_16_bits ? twb_iset1(0) : twb_iset1((uint32_t)start[r / P * blocks + b]);
         TWB_UNROLL
         for (g = 0; g < 8; g++) {                             /* 4-bit weights: k's 4h + 16 (g odd) lie in the upper halves */
             const int h = type == TWB_Q8_0 ? g : g / 2, from = type == TWB_Q8_0 ? 4 * g : 4 * h + g % 2 * 16;
@@ -4790,7 +4837,7 @@ TWB_VFN void TWB_NAME(twb_quant_tile)(const int R, const int P, const twb_type t
             const twb_v scale = twb_load_f16((const uint16_t *)(const void *)(panel + p * next));
             TWB_UNROLL
             for (r = 0; r < R; r++) {
-                if (shortly) acc[r * P + p] = twb_iadd(twb_qwide(acc[r * P + p]), twb_iset1((uint32_t)less[r * blocks + b]));
+                if (in_16_bits) acc[r * P + p] = twb_iadd(twb_qwide(acc[r * P + p]), twb_iset1((uint32_t)start[r * blocks + b]));
                 sum[r * P + p] = twb_fma(twb_tofloat(acc[r * P + p]), twb_mul(scale, twb_set1(d[r * blocks + b])), sum[r * P + p]);
             }
         }
@@ -4876,7 +4923,7 @@ TWB_FN void TWB_NAME(twb_quant_rows_worker)(void *arg, int worker) {
                 twb_put_bytes(q, x);
                 twb_put_bytes(q + 16, y);
                 job->d[i * job->blocks + b] = d;
-                job->less[i * job->blocks + b] = -(g->b_type == TWB_Q8_0 ? TWB_Q8_LIFT : 8) * sum;
+                job->start[i * job->blocks + b] = -(g->b_type == TWB_Q8_0 ? TWB_Q8_LIFT : 8) * sum;
             }
 }
 
@@ -4938,10 +4985,8 @@ TWB_FN void TWB_NAME(twb_quantize_q4)(const float *x, unsigned char *blocks) {
         const uint16_t half = twb_f32_to_f16(scale[0][lane]);
         block[0] = (unsigned char)(half & 0xFFu);
         block[1] = (unsigned char)(half >> 8);
-        for (i = 0; i < 16; i++) {                        /* NaN fails the comparison and becomes 0 */
-            const int low = q[i][lane] >= -8 ? (int)q[i][lane] + 8 : 8, high = q[i + 16][lane] >= -8 ? (int)q[i + 16][lane] + 8 : 8;
-            block[2 + i] = (unsigned char)(low | high << 4);
-        }
+        for (i = 0; i < 16; i++)                          /* NaN was made -8 above; the scale is NaN then */
+            block[2 + i] = (unsigned char)((int)(q[i][lane] + 8) | (int)(q[i + 16][lane] + 8) << 4);
     }
 }
 /* Sixteen blocks, x [32][16], as above. */
@@ -5254,7 +5299,7 @@ TWB_FN void TWB_NAME(twb_span_max_abs)(const void *job, ptrdiff_t begin, ptrdiff
    A row is read two or three times (maximum, sum, result) and stays in the cache meanwhile.  Each lane adds up
    every sixteenth element, and the lanes are added in one fixed tree, so a row's result depends on the row alone
    and rows can be handed to any thread.  Gradients of weights are sums down a column: there threads share out
-   columns, and each column is added from the first row to the last.
+   columns, and each column is added from the first row to the last, in blocks of TWB_NORM_ROWS.
 
    Softmax takes the row's maximum off first: exp then never overflows, and the largest term is 1.  A norm takes the
    variance in a second pass over x - mean: the one-pass form avg(x^2) - mean^2 loses every digit that the two have
@@ -5939,7 +5984,7 @@ TWB_FN TWB_NAME(twb_att_ahead) TWB_NAME(twb_att_after)(const twb_attention_args 
         next.rows = twb_min_size(TWB_ATT_KEYS, keys_end - after);
         next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(k, after));
         next.at[1] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_from)(v, after));
-    } else if (coming >= 0) {
+    } else if (coming >= 0 && a->tk > 0) {
         const ptrdiff_t b = coming / a->heads, h = coming % a->heads, kv = h / (a->heads / a->kv_heads);
         next.rows = twb_min_size(TWB_ATT_KEYS, a->tk);
         next.at[0] = TWB_NAME(twb_att_place)(TWB_NAME(twb_att_keys)(a, b, kv));
@@ -6043,8 +6088,7 @@ TWB_FN void TWB_NAME(twb_att_forward)(const twb_attention_job *job, ptrdiff_t b,
 }
 
 /* One row of a strip, n keys of `whole`: p holds the scores and becomes the probabilities (as dropout left them), ds
-   holds
-   dO v_j and becomes scale times the gradients of the scores. */
+   holds dO v_j and becomes scale times the gradients of the scores. */
 TWB_FN void TWB_NAME(twb_att_slopes)(const twb_attention_args *a, twb_stream stream, ptrdiff_t j0, ptrdiff_t n,
                                      ptrdiff_t whole, float lse, float delta, float *p, float *ds, float *d_bias) {
     const twb_v zero = twb_set1(0.0f), scale = twb_set1(a->scale), from = twb_set1(delta);
@@ -6147,7 +6191,6 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
     const twb_attention_grads *g = &job->g;
     const ptrdiff_t D = a->head_dim, W = job->depth, group = a->heads / a->kv_heads;
     const twb_rows_of k = TWB_NAME(twb_att_keys)(a, b, kv), v = TWB_NAME(twb_att_values)(a, b, kv);
-    float *dk = g->dk + b * g->dk_batch + kv * g->dk_head, *dv = g->dv + b * g->dv_batch + kv * g->dv_head;
     const twb_v zero = twb_set1(0.0f);
     TWB_NAME(twb_att_tiles) t;
     ptrdiff_t h, i, d, j0, q0;
@@ -6162,19 +6205,18 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
     t.ds = t.p + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
     t.delta = t.ds + TWB_ATT_BACK_QUERIES * TWB_ATT_BACK_STRIP;
     for (h = kv * group; h < (kv + 1) * group; h++) {
-        const float *out = a->out + b * a->out_batch + h * a->out_head, *d_out = g->d_out + b * g->d_out_batch
-                + h * g->d_out_head;
-        float *dq = g->dq + b * g->dq_batch + h * g->dq_head;
         for (i = 0; i < a->tq; i++) {
+            const float *out = a->out + b * a->out_batch + h * a->out_head + i * a->out_row;
+            const float *d_out = g->d_out + b * g->d_out_batch + h * g->d_out_head + i * g->d_out_row;
+            float *dq = g->dq + b * g->dq_batch + h * g->dq_head + i * g->dq_row;
             const ptrdiff_t group_end = twb_min_size((i / TWB_ATT_GROUP + 1) * TWB_ATT_GROUP, a->tq);
             twb_v sum = zero;
             for (d = 0; d < D; d += 16)
-                sum = twb_fma(twb_get(out + i * a->out_row + d, D - d), twb_get(d_out + i * g->d_out_row + d, D - d),
-                              sum);
+                sum = twb_fma(twb_get(out + d, D - d), twb_get(d_out + d, D - d), sum);
             t.delta[i] = twb_hsum(sum);
             /* its strip sees nothing: nobody will write here */
             if (!g->accumulate && !twb_attention_visible(a, b, group_end - 1))
-                for (d = 0; d < D; d++) dq[i * g->dq_row + d] = 0.0f;
+                for (d = 0; d < D; d++) dq[d] = 0.0f;
         }
         for (j0 = 0; j0 < a->tk; j0 += TWB_ATT_BACK_KEYS) {
             const ptrdiff_t keys = twb_min_size(TWB_ATT_BACK_KEYS, a->tk - j0);
@@ -6191,8 +6233,8 @@ TWB_FN void TWB_NAME(twb_att_backward)(const twb_attention_job *job, ptrdiff_t b
                 if (twb_attention_visible(a, b, q0 + queries - 1) > j0)
                     TWB_NAME(twb_att_backward_block)(job, &t, b, h, q0, queries, j0, keys);
             }
-            TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, dk + j0 * g->dk_row, g->dk_row);
-            TWB_NAME(twb_att_flush)(t.sum_dv, W, keys, D, add, dv + j0 * g->dv_row, g->dv_row);
+            TWB_NAME(twb_att_flush)(t.sum_dk, W, keys, D, add, g->dk + b * g->dk_batch + kv * g->dk_head + j0 * g->dk_row, g->dk_row);
+            TWB_NAME(twb_att_flush)(t.sum_dv, W, keys, D, add, g->dv + b * g->dv_batch + kv * g->dv_head + j0 * g->dv_row, g->dv_row);
         }
     }
 }

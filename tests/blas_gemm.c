@@ -136,6 +136,7 @@ static void check_product(const product *p) {
         twb_ref_gemm(&g);
         CHECK(!memcmp(got, want, (total + off) * sizeof(float)), "%s: the definition differs for packed weights", name);
     }
+    if (p->k == 0) { g.a = NULL; g.b = NULL; }                 /* without a number in them they may be NULL */
     for (isa = 0; isa < TWB_ISA_COUNT; isa++) {
         if (!twb_isa_available((twb_isa)isa)) continue;
         cpu.isa = (twb_isa)isa;
@@ -440,6 +441,32 @@ static void check_cross_entropy(ptrdiff_t rows, ptrdiff_t width, ptrdiff_t vocab
     free(hidden); free(weight); free(labels); free(row); free(start);
 }
 
+/* Rows without a number: every class is as likely as every other, whatever the pointers are. */
+static void check_nothing_hidden(void) {
+    enum { ROWS = 3, VOCAB = 70 };
+    static const int32_t labels[ROWS] = { 69, -100, 4 };
+    static const twb_type types[] = { TWB_F32, TWB_BF16, TWB_Q8_0 };
+    float losses[ROWS];
+    twb_cpu cpu = twb_cpu_default();
+    twb_linear_cross_entropy_args args;
+    size_t t;
+    int r;
+    memset(&args, 0, sizeof args);
+    args.rows = ROWS; args.vocab = VOCAB; args.labels = labels; args.ignore_index = -100; args.losses = losses;
+    args.ld_hidden = args.ld_weight = 9;
+    for (t = 0; t < sizeof types / sizeof *types; t++) {
+        void *scratch;
+        args.weight_type = types[t];
+        scratch = check_malloc(twb_linear_cross_entropy_scratch(&cpu, &args));
+        twb_linear_cross_entropy(&cpu, &args, scratch);
+        free(scratch);
+        for (r = 0; r < ROWS; r++) {
+            double want = labels[r] < 0 ? 0 : log((double)VOCAB);
+            CHECK(fabs((double)losses[r] - want) <= 1e-6, "cross-entropy without a hidden number: loss %d is %g, not %g", r, (double)losses[r], want);
+        }
+    }
+}
+
 /* Packed in pieces, from other types, unpacked and looked up: always the numbers that plain loops would move. */
 static void check_packing(twb_type type, twb_type from, bool trans, int n, int k, int piece) {
     const size_t size = type == TWB_F32 ? 4u : 2u;
@@ -540,5 +567,6 @@ int main(int argc, char **argv) {
     check_cross_entropy(21, 40, 333, TWB_F32, 0.1f, 4, true, false, true);
     check_cross_entropy(37, 64, 5003, TWB_F32, 0, 0, true, false, true);
     check_cross_entropy(9, 33, 70, TWB_F16, 0, 0, false, false, true);
+    check_nothing_hidden();
     return check_done();
 }

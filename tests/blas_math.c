@@ -731,6 +731,40 @@ static void check_attentions(void) {
     }
 }
 
+/* No keys: zeros come out, and no gradient is passed on; what has no number may be NULL. */
+static void run_no_keys(const twb_cpu *cpu, const void *what, float *out) {
+    const float *q = (const float *)what;
+    twb_attention_args a;
+    twb_attention_grads g;
+    void *scratch;
+    memset(&a, 0, sizeof a);
+    memset(&g, 0, sizeof g);
+    a.batch = 2; a.heads = a.kv_heads = 3; a.tq = 14; a.head_dim = 16;
+    a.q = q; a.q_batch = 3 * 14 * 16; a.q_head = 14 * 16; a.q_row = 16;
+    a.out = out; a.out_batch = a.q_batch; a.out_head = a.q_head; a.out_row = a.q_row;
+    a.k_batch = a.k_head = a.k_row = a.v_batch = a.v_head = a.v_row = 16;
+    a.scale = 1;
+    a.lse = out + 2 * 3 * 14 * 16;
+    scratch = check_malloc(twb_attention_scratch(cpu, &a));
+    twb_attention(cpu, &a, scratch);
+    free(scratch);
+    g.d_out = q; g.d_out_batch = a.q_batch; g.d_out_head = a.q_head; g.d_out_row = a.q_row;
+    g.dq = a.lse + 2 * 3 * 14; g.dq_batch = a.q_batch; g.dq_head = a.q_head; g.dq_row = a.q_row;
+    g.dk_batch = g.dk_head = g.dk_row = g.dv_batch = g.dv_head = g.dv_row = 16;
+    scratch = check_malloc(twb_attention_backward_scratch(cpu, &a, &g));
+    twb_attention_backward(cpu, &a, &g, scratch);
+    free(scratch);
+}
+static void check_no_keys(void) {
+    const ptrdiff_t numbers_in = 2 * 3 * 14 * 16, count = 2 * numbers_in + 2 * 3 * 14;
+    float *q = numbers(numbers_in, 1), *out = numbers(count, 0);
+    ptrdiff_t i;
+    everywhere("attention without keys", run_no_keys, q, (size_t)count, out);
+    for (i = 0; i < count; i++)
+        CHECK(i >= numbers_in && i < numbers_in + 2 * 3 * 14 ? out[i] < -3e38f : out[i] == 0.0f, "attention without keys: number %d is %g", (int)i, (double)out[i]);
+    release(q); release(out);
+}
+
 typedef struct rope_case { ptrdiff_t batch, tokens, heads, dim, rotary; bool interleaved, inverse;
     const int32_t *positions; const float *x; } rope_case;
 static void run_rope(const twb_cpu *cpu, const void *what, float *out) {
@@ -875,8 +909,27 @@ static void check_conv(ptrdiff_t batch, ptrdiff_t in, ptrdiff_t h, ptrdiff_t w, 
     release(c.x); release(c.weight); release(c.bias); release(c.dy); release(y); release(grads);
 }
 
+/* An image without rows: nothing comes out, and no gradient. */
+static void check_conv_of_nothing(void) {
+    static float weight[6] = { 1, 2, 3, 4, 5, 6 }, dweight[6] = { 1, 1, 1, 1, 1, 1 }, dbias[3] = { 2, 2, 2 }, none[1];
+    twb_cpu cpu = twb_cpu_default();
+    twb_conv2d_args a;
+    void *scratch;
+    int i;
+    memset(&a, 0, sizeof a);
+    a.batch = 2; a.in_channels = 2; a.width = 9; a.out_channels = 3; a.groups = 1;
+    a.kernel_h = a.kernel_w = a.stride_h = a.stride_w = a.dilation_h = a.dilation_w = 1;
+    CHECK(twb_conv2d_out_height(&a) == 0 && twb_conv2d_out_width(&a) == 9, "an image without rows has %d", (int)twb_conv2d_out_height(&a));
+    scratch = check_malloc(twb_conv2d_scratch(&cpu, &a));
+    twb_conv2d(&cpu, &a, none, weight, NULL, none, scratch);
+    twb_conv2d_backward(&cpu, &a, none, weight, none, none, false, dweight, dbias, scratch);
+    for (i = 0; i < 6; i++) CHECK(dweight[i] == 1 && dbias[i / 2] == 2, "an image without rows has a gradient");
+    free(scratch);
+}
+
 static void check_images(void) {
     int k;
+    check_conv_of_nothing();
     check_conv(2, 3, 11, 13, 8, 3, 3, 1, 1, 1, 1);
     check_conv(1, 4, 9, 7, 6, 1, 1, 1, 0, 1, 1);
     check_conv(2, 4, 12, 9, 6, 3, 2, 2, 1, 2, 2);
@@ -1187,6 +1240,7 @@ int main(int argc, char **argv) {
     check_rows(37, 768, 5);
     check_rows(3, 5003, 0);
     check_attentions();
+    check_no_keys();
     check_rope();
     check_images();
     check_steps();
