@@ -1044,7 +1044,10 @@ TWDEF bool       tw_make_folders(tw_context *tw, const char *path);
        "quantized.transformer.h.0.mlp.c_fc.weight": "q8_0"
 
    Rows are outputs and blocks run along the inputs, also where the unquantized tensor is [in, out].  config.json gets
-   "quantization_config": {"quant_method": "twinkle", "format": "q8_0"}, so that other programs refuse the folder by name. */
+   "quantization_config": {"quant_method": "twinkle", "format": "q8_0"}, so that other programs refuse the folder by name.
+
+   False with nothing changed: TW_E_RANGE names a weight that holds a number that the 16-bit type cannot (F16 ends at 65504), or
+   a NaN; TW_E_UNSUPPORTED one whose numbers a tensor of this step still shows (tw_slice, tw_transpose; until tw_end_step). */
 TWDEF bool       tw_to(tw_model *model, tw_dtype dtype);
 
 /* From folder to folder: every floating tensor gets the dtype (rounded to nearest even), all names stay, also of tensors
@@ -17445,10 +17448,6 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
     ptrdiff_t row, rows, some = twi_piece_rows(t);
     bool ok;
     if (tw->planning) { t->dtype = dtype; return true; }
-    if (t->view_step == tw->steps && !t->borrowed) {
-        twi_fail(tw, TW_E_UNSUPPORTED, "%s: a tensor of this step shows its numbers; it becomes %s after tw_end_step", t->name, tw_dtype_name(dtype));
-        return false;
-    }
     if (t->panels && !twi_plain(t)) return false;
     if (twi_is_quantized(t->dtype) && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
     if (!twi_is_quantized(t->dtype)) check = check || dtype != TW_F32;
@@ -17788,10 +17787,23 @@ static void twi_free_model_files(tw_model *model) {
 
 /* -- changing the type of the weights ---------------------------------------------------------------------------- */
 
+/* What speaks against the change is said before anything is changed. */
+static bool twi_may_become(tw_context *tw, const tw_tensor *t, tw_dtype dtype) {
+    if (t->view_step == tw->steps && !t->borrowed) {
+        twi_fail(tw, TW_E_UNSUPPORTED, "%s: a tensor of this step shows its numbers; it becomes %s after tw_end_step", t->name, tw_dtype_name(dtype));
+        return false;
+    }
+    if (tw->planning || twi_is_quantized(t->dtype) || !t->data || (dtype != TW_F16 && dtype != TW_BF16) || twi_all_finite(tw, t, dtype)) return true;
+    twi_fail(tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", t->name, tw_dtype_name(dtype));
+    return false;
+}
+
 TWDEF bool tw_to(tw_model *model, tw_dtype dtype) {
     size_t i;
     if (!model || tw_failed(model->region.tw)) return false;
     if (!twi_is_weight(dtype)) { twi_fail(model->region.tw, TW_E_UNSUPPORTED, "model: its weights cannot be of type %s", tw_dtype_name(dtype)); return false; }
+    for (i = 0; i < model->parameters; i++)
+        if (twi_becomes(model->parameter[i], dtype) && !twi_may_become(model->region.tw, model->parameter[i], dtype)) return false;
     model->passes = 0;                                     /* what is new is packed when it pays again */
     for (i = 0; i < model->parameters; i++) {
         tw_tensor *t = model->parameter[i];
