@@ -17444,13 +17444,14 @@ static bool twi_convert_rows(tw_context *tw, const tw_tensor *t, ptrdiff_t first
    A number that is infinite in the new type is an error, as is a NaN; with f32, only where `check` is set. */
 static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, bool check) {
     tw_context *tw = m->region.tw;
-    tw_tensor fresh = *t, piece = *t;
+    tw_tensor fresh, piece;
     ptrdiff_t row, rows, some = twi_piece_rows(t);
     bool ok;
     if (tw->planning) { t->dtype = dtype; return true; }
     if (t->panels && !twi_plain(t)) return false;
     if (twi_is_quantized(t->dtype) && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
-    if (!twi_is_quantized(t->dtype)) check = check || dtype != TW_F32;
+    if (dtype == TW_F16 || dtype == TW_BF16) check = true;
+    fresh = piece = *t;
     rows = t->rank == 2 ? (ptrdiff_t)t->shape[0] : 1;
     if (some > rows) some = rows;
     fresh.dtype = dtype;
