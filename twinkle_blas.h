@@ -1014,11 +1014,12 @@ static TWB_UNUSED void twb_gemm_plan(const twb_cpu *cpu, const twb_gemm_args *g,
        copied too, so that a chunk lies side by side, in few pages; beside a packed B, reading A in place measured faster. */
     job->copy_a = g->trans_a || g->lda % 512 == 0 || (g->m > 256 && !g->b_packed);
 
-    /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four
-       tasks for each, so that a core which somebody else is using holds up no more than one of them. */
+    /* Blocks of equal widths; then, for several workers, the longer side is halved until there are four tasks for each, so that a
+       core which somebody else is using holds up no more than one of them; eight where B comes
+       packed, as a smaller task then does next to nothing twice. */
     columns = twb_ceil_div(g->n, twb_ceil_div(g->n > 0 ? g->n : 1, columns));
     columns = twb_ceil_div(columns > 0 ? columns : 1, 32) * 32;
-    wanted = workers > 1 ? 4 * (ptrdiff_t)workers : 1;
+    wanted = workers > 1 ? (g->b_packed && g->m >= 64 ? 8 : 4) * (ptrdiff_t)workers : 1;
     while (job->batch * twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) < wanted) {
         if (job->way == TWB_WAY_ROWS && columns < 2048) wanted = workers;       /* short pieces of B's long rows are slow to read */
         if (job->batch * twb_ceil_div(g->m, rows) * twb_ceil_div(g->n, columns) >= wanted) break;
