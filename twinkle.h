@@ -17384,15 +17384,19 @@ static const tw_weight *twi_find_weight(const tw_model *m, const tw_weights *fil
 
 /* -- taking numbers over --------------------------------------------------------------------------------- */
 
+/* The least number that is infinite in a type, since it rounds to more than the type's largest.  NaN is not below it either. */
+static float twi_infinite_from(tw_dtype dtype) { return dtype == TW_F16 ? 65520.0f : twb_bits_float(dtype == TW_BF16 ? 0x7F7F8000u : 0x7F800000u); }
+static bool twi_fail_to_fit(tw_context *tw, const char *name, tw_dtype dtype) {
+    twi_fail(tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", name, tw_dtype_name(dtype));
+    return false;
+}
+
 /* Is no number NaN or infinite, and would none be in the type `as`?  A file with such numbers is broken, and everything computed
-   from it would be.  What rounds to more than the largest number of a type is infinite in it: 65520 in F16. */
+   from it would be. */
 static bool twi_all_finite(tw_context *tw, const tw_tensor *t, tw_dtype as) {
     size_t i, n = (size_t)tw_count(t);
     if (twi_is_quantized(t->dtype)) return twb_quant_finite(twi_twb_type(t->dtype), twi_outputs(t), twi_inputs(t), t->data);
-    if (t->dtype == TW_F32) {
-        const float largest = twb_max_abs(&tw->cpu, (ptrdiff_t)n, (const float *)t->data);
-        return as == TW_F16 ? largest < 65520.0f : as == TW_BF16 ? largest < twb_bits_float(0x7F7F8000u) : largest <= 3.402823466e38f;      /* false for NaN too */
-    }
+    if (t->dtype == TW_F32) return twb_max_abs(&tw->cpu, (ptrdiff_t)n, (const float *)t->data) < twi_infinite_from(as);
     for (i = 0; i < n; i++) {                               /* the type's largest number, or of BF16 the largest below 65520 */
         const uint16_t largest = t->dtype == TW_F16 ? 0x7BFFu : as == TW_F16 ? 0x477Fu : 0x7F7Fu;
         if ((((const uint16_t *)t->data)[i] & 0x7FFFu) > largest) return false;
@@ -17410,7 +17414,7 @@ static bool twi_weight_is_finite(tw_context *tw, const tw_weight *w) {
     for (done = 0; done < count; done += n) {
         n = count - done < 256 ? count - done : 256;
         if (!twi_convert_values((const char *)w->data + done * size, w->dtype, (int64_t)n, some) ||
-            !(twb_max_abs(&tw->cpu, (ptrdiff_t)n, some) <= 3.402823466e38f)) return false;
+            !(twb_max_abs(&tw->cpu, (ptrdiff_t)n, some) < twi_infinite_from(TW_F32))) return false;
     }
     return true;
 }
@@ -17441,7 +17445,7 @@ static bool twi_convert_rows(tw_context *tw, const tw_tensor *t, ptrdiff_t first
 
 /* New numbers for a parameter of another type: among f32, 16 bits and blocks.  Between blocks and 16 bits it goes through
    f32.  A matrix is taken piece by piece, and becomes panels if it can: neither it nor the pages of its file are in memory twice.
-   A number that is infinite in the new type is an error, as is a NaN; with f32, only where `check` is set. */
+   With `check` a number that is NaN, or infinite in the new type, is an error; what comes out of blocks is always checked. */
 static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, bool check) {
     tw_context *tw = m->region.tw;
     tw_tensor fresh, piece;
@@ -17449,8 +17453,10 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
     bool ok;
     if (tw->planning) { t->dtype = dtype; return true; }
     if (t->panels && !twi_plain(t)) return false;
-    if (twi_is_quantized(t->dtype) && dtype != TW_F32 && !twi_convert_parameter(m, t, TW_F32, false)) return false;
-    if (dtype == TW_F16 || dtype == TW_BF16) check = true;
+    if (twi_is_quantized(t->dtype) && dtype != TW_F32) {
+        if (!twi_convert_parameter(m, t, TW_F32, false)) return false;
+        check = true;
+    }
     fresh = piece = *t;
     rows = t->rank == 2 ? (ptrdiff_t)t->shape[0] : 1;
     if (some > rows) some = rows;
@@ -17478,8 +17484,7 @@ static bool twi_convert_parameter(tw_model *m, tw_tensor *t, tw_dtype dtype, boo
     if (!ok) {
         if (fresh.data) twi_free(&m->region, fresh.data);
         if (fresh.panels) twi_free(&m->region, fresh.panels);
-        twi_fail(tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", t->name, tw_dtype_name(dtype));
-        return false;
+        return twi_fail_to_fit(tw, t->name, dtype);
     }
     if (!t->borrowed) twi_free(&m->region, t->data);
     twi_drop_panels(t);
@@ -17794,9 +17799,9 @@ static bool twi_may_become(tw_context *tw, const tw_tensor *t, tw_dtype dtype) {
         twi_fail(tw, TW_E_UNSUPPORTED, "%s: a tensor of this step shows its numbers; it becomes %s after tw_end_step", t->name, tw_dtype_name(dtype));
         return false;
     }
-    if (tw->planning || twi_is_quantized(t->dtype) || !t->data || (dtype != TW_F16 && dtype != TW_BF16) || twi_all_finite(tw, t, dtype)) return true;
-    twi_fail(tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", t->name, tw_dtype_name(dtype));
-    return false;
+    if (tw->planning || twi_is_quantized(t->dtype) || (dtype != TW_F16 && dtype != TW_BF16) || tw_count(t) == 0) return true;
+    if (!twi_plain(t)) return false;
+    return twi_all_finite(tw, t, dtype) || twi_fail_to_fit(tw, t->name, dtype);
 }
 
 TWDEF bool tw_to(tw_model *model, tw_dtype dtype) {
@@ -17889,7 +17894,6 @@ static void twi_save_source_end(twi_save_source *s) {
 }
 
 static bool twi_save_converted(twi_save_source *s, const char *name, const void *data, tw_dtype from_dtype, size_t count, tw_writer writer) {
-    const float limit = s->dtype == TW_F16 ? 65520.0f : twb_bits_float(0x7F7F8000u);        /* what rounds to infinity: see twi_all_finite */
     size_t size = tw_dtype_size(from_dtype), done, n;
     if (s->keep || from_dtype == s->dtype || !twi_is_float(from_dtype)) return writer.write(writer.user, data, count * size);
     for (done = 0; done < count; done += n) {
@@ -17897,10 +17901,7 @@ static bool twi_save_converted(twi_save_source *s, const char *name, const void 
         n = count - done < TWI_SAVE_PIECE ? count - done : (size_t)TWI_SAVE_PIECE;
         if (!twi_convert_values(from, from_dtype, (int64_t)n, s->wide)) return false;
         if (s->dtype == TW_F32) { if (!writer.write(writer.user, s->wide, n * sizeof(float))) return false; continue; }
-        if (!(twb_max_abs(&s->tw->cpu, (ptrdiff_t)n, s->wide) < limit)) {
-            twi_fail(s->tw, TW_E_RANGE, "%s: a number in it is NaN, infinite or too large for %s", name, tw_dtype_name(s->dtype));
-            return false;
-        }
+        if (!(twb_max_abs(&s->tw->cpu, (ptrdiff_t)n, s->wide) < twi_infinite_from(s->dtype))) return twi_fail_to_fit(s->tw, name, s->dtype);
         twb_convert(&s->tw->cpu, (ptrdiff_t)n, s->wide, TWB_F32, s->narrow, twi_twb_type(s->dtype));
         if (!writer.write(writer.user, s->narrow, n * sizeof(uint16_t))) return false;
     }
@@ -18850,12 +18851,16 @@ static bool twi_save_optimizer(tw_model *m, const char *folder) {
     return ok;
 }
 
+static const tw_weight *twi_find_state(const tw_model *m, const tw_weights *file, size_t i) {
+    char name[400];
+    snprintf(name, sizeof name, "state.%s", m->parameter[i]->name);
+    return tw_weights_find(file, name);
+}
 static bool twi_load_optimizer_from(tw_model *m, const tw_weights *file) {
     tw_context *tw = m->region.tw;
     twi_training *t = m->training;
     uint64_t step, schedule_step, seed, draws;
     const char *kind = tw_weights_metadata(file, "optimizer");
-    char name[400];
     size_t i;
     if (!kind || strcmp(kind, twi_optimizer_table[t->optimizer.kind].name) != 0) {
         twi_fail(tw, TW_E_FORMAT, "optimizer state: it is of \"%.40s\", the model has %s", kind ? kind : "nothing known", twi_optimizer_table[t->optimizer.kind].name);
@@ -18865,17 +18870,18 @@ static bool twi_load_optimizer_from(tw_model *m, const tw_weights *file) {
         !twi_get_metadata(tw, file, "seed", &seed) || !twi_get_metadata(tw, file, "draws", &draws)) return false;
     if (!twi_room_for_states(m, t)) return false;
     if (step > (uint64_t)1 << 53 || schedule_step > (uint64_t)1 << 53) { twi_fail(tw, TW_E_RANGE, "optimizer state: step %llu is out of range", (unsigned long long)step); return false; }
-    for (i = 0; i < 2 * m->parameters; i++) {                    /* all are looked at, then all are taken */
-        const size_t at = i % m->parameters, count = twi_optimizer_state(&t->optimizer, m->parameter[at]);
-        const tw_weight *w;
-        snprintf(name, sizeof name, "state.%s", m->parameter[at]->name);
-        w = tw_weights_find(file, name);
+    for (i = 0; i < m->parameters; i++) {                        /* all are looked at, and have their room, before any is taken */
+        const tw_weight *w = twi_find_state(m, file, i);
+        const size_t count = twi_optimizer_state(&t->optimizer, m->parameter[i]);
         if (!w) continue;                                       /* it never had a gradient */
-        if (w->dtype != TW_F32 || w->bytes != count * sizeof(float)) { twi_fail(tw, TW_E_SHAPE, "optimizer state: %s has another size than the parameter", name); return false; }
-        if (!twi_weight_is_finite(tw, w)) { twi_fail(tw, TW_E_FORMAT, "optimizer state: %s holds NaN or infinite numbers (%s)", name, w->file); return false; }
-        if (!t->state[at] && count) t->state[at] = (float *)twi_alloc(&m->region, count, sizeof(float));
-        if (!t->state[at] && count) return false;
-        if (i >= m->parameters && count) memcpy(t->state[at], w->data, w->bytes);
+        if (w->dtype != TW_F32 || w->bytes != count * sizeof(float)) { twi_fail(tw, TW_E_SHAPE, "optimizer state: %s has another size than the parameter", w->name); return false; }
+        if (!twi_weight_is_finite(tw, w)) { twi_fail(tw, TW_E_FORMAT, "optimizer state: %s holds NaN or infinite numbers (%s)", w->name, w->file); return false; }
+        if (!t->state[i] && count) t->state[i] = (float *)twi_alloc(&m->region, count, sizeof(float));
+        if (!t->state[i] && count) return false;
+    }
+    for (i = 0; i < m->parameters; i++) {
+        const tw_weight *w = twi_find_state(m, file, i);
+        if (w && w->bytes) memcpy(t->state[i], w->data, w->bytes);
     }
     t->step = (int64_t)step;
     t->schedule_step = (int64_t)schedule_step;
